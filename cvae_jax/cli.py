@@ -1,0 +1,64 @@
+"""What every script shares: arguments from a dataclass, and errors in one line."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import tyro
+
+from cvae_jax.types import ConfigError, InterruptedRunError, UserError
+
+Options = TypeVar("Options")
+
+
+def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Options:
+    """Make an object of a dataclass from the command line; the docstrings are the help.
+
+    Raises:
+        ConfigError: an argument is unknown or can't be used; Tyro's box made one line.
+        SystemExit: help was asked for and printed.
+    """
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            return tyro.cli(options, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_one_line(message.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """Take the message, and what Tyro suggests instead, out of the box that it draws."""
+    parts = [
+        " ".join(line.strip("│ ") for line in part.splitlines() if not line.startswith(("╭", "╰")))
+        for part in re.split(r"│ ─+ │\n", box)
+    ]
+    said = [
+        part for part in parts if part.strip() and not part.startswith(("For full", "Argument"))
+    ]
+    return re.sub(r"\s+", " ", "; ".join(said)).strip() + " (see --help)"
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process as a user expects: one line on stderr and an exit status, no traceback.
+
+    Bad arguments exit with 2, a failed run with 1, Ctrl-C with 130.
+    """
+    try:
+        yield
+    except UserError as error:
+        _stop(f"error: {error}", error.exit_status)
+    except MemoryError:
+        _stop("error: out of memory; try a smaller --batch-size, --hidden-dim or --num", 1)
+    except KeyboardInterrupt:
+        _stop("interrupted", InterruptedRunError.exit_status)
+
+
+def _stop(message: str, status: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,156 @@
+"""Every setting of the package, each with its default, its meaning and its bounds, once.
+
+The scripts make their command lines from these classes: the text under a field is its
+`--help`. A value out of bounds raises `ConfigError` when the object is made.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from cvae_jax.types import ConfigError
+
+Source = Literal["auto", "bundled", "tfds", "idx"]
+
+LARGEST_SEED = 2**32 - 1
+
+
+def _require(condition: bool, option: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"--{option} {value} can't be used; choose {allowed}")
+
+
+def _require_count(option: str, value: int, least: int = 1, most: int = 2**31 - 1) -> None:
+    _require(least <= value <= most, option, value, f"a whole number from {least} to {most}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What is trained. Equal settings on equal data give equal results."""
+
+    dataset: str = "mnist"
+    """Data set: mnist, fashion_mnist or kmnist; with --source idx any name of your own."""
+    batch_size: int = 128
+    """Images in a batch."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam."""
+    hidden_dim: int = 600
+    """Units in the hidden layer of the encoder and of the decoder."""
+    latent_dim: int = 50
+    """Dimensions of the latent Gaussian."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the images and the noise."""
+
+    def __post_init__(self) -> None:
+        allowed = "letters, digits, '_', '-', '.' and '/'"
+        _require(
+            bool(self.dataset)
+            and all(part and not part.startswith(".") for part in self.dataset.split("/"))
+            and all(c.isalnum() or c in "_-./" for c in self.dataset),
+            "dataset",
+            repr(self.dataset),
+            f"a name of {allowed}",
+        )
+        _require_count("batch-size", self.batch_size)
+        _require(
+            math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            "learning-rate",
+            self.learning_rate,
+            "a finite number above 0",
+        )
+        _require_count("hidden-dim", self.hidden_dim)
+        _require_count("latent-dim", self.latent_dim)
+        _require_count("seed", self.seed, least=0, most=LARGEST_SEED)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How far, where and from which files. None of it changes what is learnt."""
+
+    epochs: int = 100
+    """Train up to this epoch; a workdir that has fewer goes on from its newest checkpoint."""
+    workdir: Path | None = None
+    """Folder of all results. Left out: runs/<dataset>."""
+    source: Source = "auto"
+    """Where the images come from. auto: what TFDS has prepared in the data directory, else
+    the copy of MNIST in this package, else TFDS's download. idx: four IDX files (.gz, .xz or
+    plain) in --data-dir."""
+    data_dir: Path | None = None
+    """Folder of the TFDS data sets (left out: TFDS's own), or of the four IDX files."""
+    sample_every: int = 10
+    """Epochs between two sample grids."""
+    checkpoint_every: int = 10
+    """Epochs between two checkpoints; the last epoch always makes one."""
+
+    def __post_init__(self) -> None:
+        _require_count("epochs", self.epochs)
+        _require_count("sample-every", self.sample_every)
+        _require_count("checkpoint-every", self.checkpoint_every)
+        if self.source == "idx" and self.data_dir is None:
+            raise ConfigError("--source idx needs --data-dir, the folder of the four IDX files")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """Draw images from a trained model."""
+
+    digit: int | None = None
+    """Class to draw. Left out: each class in turn."""
+    num: int | None = None
+    """Number of images. Left out: ten of --digit, or one of each class."""
+    seed: int = 0
+    """Seed of the latent noise; the same seed gives the same images."""
+    workdir: Path = Path("runs/mnist")
+    """Folder that train.py wrote."""
+    step: int | None = None
+    """Checkpoint to load, by its training step. Left out: the newest."""
+    out: Path | None = None
+    """Picture to write (PNG). Left out: digit_<digit>.png or digits.png in the workdir, or
+    none where --npz is given."""
+    npz: Path | None = None
+    """File to write the images to as arrays: image float32 (N, H, W, C) in [0, 1] and label
+    int32 (N,)."""
+    show: bool = False
+    """Show the picture in a window as well."""
+
+    def __post_init__(self) -> None:
+        if self.num is not None:
+            _require_count("num", self.num)
+        if self.step is not None:
+            _require_count("step", self.step, least=0)
+        _require_count("seed", self.seed, least=0, most=LARGEST_SEED)
+        if self.out is not None:
+            _require(self.out.suffix.lower() == ".png", "out", self.out, "a name that ends in .png")
+        if self.npz is not None:
+            _require(self.npz.suffix.lower() == ".npz", "npz", self.npz, "a name that ends in .npz")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The settings that fix the model's arrays; `models.build` turns them into a module."""
+
+    image_shape: tuple[int, int, int]  # (H, W, C)
+    num_classes: int
+    hidden_dim: int = TrainConfig.hidden_dim
+    latent_dim: int = TrainConfig.latent_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What config.json holds: the settings, and what the data set adds to them."""
+
+    train: TrainConfig
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    data_sha256: str
+
+    @property
+    def model(self) -> ModelConfig:
+        """The settings of the model that was or will be trained."""
+        return ModelConfig(
+            image_shape=self.image_shape,
+            num_classes=self.num_classes,
+            hidden_dim=self.train.hidden_dim,
+            latent_dim=self.train.latent_dim,
+        )

@@ -1,0 +1,65 @@
+"""What JAX computes on, and what it should have found and did not."""
+
+import os
+from pathlib import Path
+
+import jax
+
+_PCI_GOOGLE, _PCI_NVIDIA = "0x1ae0", "0x10de"
+# PCI device numbers of TPU v2 and v3, v4, v5e, v5p, v6e and v7; Google's network cards share
+# the vendor number.
+_PCI_TPUS = {"0x0027", "0x005e", "0x0063", "0x0062", "0x006f", "0x0076"}
+_PCI_DISPLAY_CLASS = "0x03"
+
+
+def describe() -> str:
+    """Name the devices in use, for example "2 x NVIDIA H200 (gpu)"."""
+    kinds = [f"{device.device_kind} ({device.platform})" for device in jax.devices()]
+    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+
+
+def unused_accelerator(root: Path = Path("/")) -> str | None:
+    """Say which accelerator of this machine JAX does not see; None where all is well.
+
+    Args:
+        root: where to look for the files by which the operating system shows its devices.
+    """
+    chosen = os.environ.get("JAX_PLATFORMS", "")
+    if jax.default_backend() != "cpu" or chosen.split(",")[0] == "cpu":
+        return None
+    unused = find_accelerator(root)
+    if unused is None:
+        return None
+    extra, name = unused
+    return (
+        f"this machine has {name}, but JAX (version {jax.__version__}) sees only the CPU and "
+        f"will be far slower. Install the build of JAX for it, with its version left as it is: "
+        f"pip install 'jax[{extra}]=={jax.__version__}', then restart the runtime."
+    )
+
+
+def find_accelerator(root: Path) -> tuple[str, str] | None:
+    """Find an accelerator without JAX: the extra of JAX that it needs, and its name."""
+    pci = [
+        (_read(device / "vendor"), _read(device / "device"), _read(device / "class"))
+        for device in sorted((root / "sys/bus/pci/devices").glob("*"))
+    ]
+    if (
+        any(vendor == _PCI_GOOGLE and device in _PCI_TPUS for vendor, device, _ in pci)
+        or (root / "dev/accel0").exists()
+        or "COLAB_TPU_ADDR" in os.environ
+        or "TPU_ACCELERATOR_TYPE" in os.environ
+    ):
+        return "tpu", "a TPU"
+    if (root / "proc/driver/nvidia/version").exists() or any(
+        vendor == _PCI_NVIDIA and kind.startswith(_PCI_DISPLAY_CLASS) for vendor, _, kind in pci
+    ):
+        return "cuda12", "an NVIDIA GPU"
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

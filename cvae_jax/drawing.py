@@ -1,0 +1,120 @@
+"""From a trained model to pictures and arrays of the classes you ask for."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from cvae_jax import checkpoints, figures, workdir
+from cvae_jax.config import RunConfig, SampleOptions
+from cvae_jax.files import whole_file
+from cvae_jax.keys import Purpose, make_key
+from cvae_jax.models import CVAE, init_params
+from cvae_jax.sampling import sample
+from cvae_jax.types import CheckpointError, ConfigError, Params, UserError
+
+_MOST_IN_PICTURE = 1000
+_BATCH = 1000
+
+
+def draw(options: SampleOptions) -> None:
+    """Draw samples from a checkpoint and write them as a picture, as arrays, or both.
+
+    Raises:
+        ConfigError: the class or the step does not exist, or the picture would be too large.
+        CheckpointError: there is no trained model, or it can't be read.
+    """
+    folder = options.workdir.expanduser()
+    run = workdir.read_config(folder)
+    label = choose_labels(options.digit, options.num, run)
+    out = options.out
+    if out is None and options.npz is None:
+        name = "digits.png" if options.digit is None else f"digit_{options.digit}.png"
+        out = folder / name
+    if out and len(label) > _MOST_IN_PICTURE:
+        raise ConfigError(
+            f"--num {len(label)} is too many for a picture; choose up to {_MOST_IN_PICTURE}, or "
+            "--npz without --out"
+        )
+    checkpoint = _choose_checkpoint(folder / "checkpoints", options.step)
+    model, key = CVAE(run.model), make_key(options.seed, Purpose.SAMPLES)
+    like = jax.eval_shape(partial(init_params, model=model), key)
+    params = checkpoints.restore_params(checkpoint, like)
+    print(f"model: {checkpoint}", flush=True)
+    image = _sample_all(params, key, label, model)
+    if options.npz:
+        _write_arrays(options.npz.expanduser(), image, label)
+    if out:
+        _write_picture(out.expanduser(), image, label, run.train.dataset)
+        if options.show:
+            _show(out)
+
+
+def choose_labels(digit: int | None, num: int | None, run: RunConfig) -> np.ndarray:
+    """Give the classes to draw, (N,) int32: all of one, or each in turn.
+
+    Raises:
+        ConfigError: the data set has no such class.
+    """
+    if digit is None:
+        return np.arange(num or run.num_classes, dtype=np.int32) % run.num_classes
+    if not 0 <= digit < run.num_classes:
+        raise ConfigError(
+            f"--digit {digit} does not exist in {run.train.dataset}; "
+            f"choose 0 to {run.num_classes - 1}"
+        )
+    return np.full(num or 10, digit, np.int32)
+
+
+def _choose_checkpoint(directory: Path, step: int | None) -> Path:
+    steps = checkpoints.list_steps(directory)
+    if not steps:
+        raise CheckpointError(
+            f"no checkpoint in {directory}; make one with: "
+            f"python scripts/train.py --workdir {directory.parent}"
+        )
+    if step is not None and step not in steps:
+        raise ConfigError(f"--step {step} is not in {directory}; choose one of {steps}")
+    return directory / str(steps[-1] if step is None else step)
+
+
+def _sample_all(params: Params, key: jax.Array, label: np.ndarray, model: CVAE) -> np.ndarray:
+    """Draw in batches of one size, so that memory and compilation don't grow with the number."""
+    program = jax.jit(partial(sample, model=model))
+    batch_size = min(len(label), _BATCH)
+    image = np.empty((len(label), *model.config.image_shape), np.float32)
+    starts = range(0, len(label), batch_size)
+    for start in tqdm(starts, desc="drawing", unit="batch", disable=len(starts) == 1):
+        index = jnp.arange(start, start + batch_size)
+        piece = slice(start, min(start + batch_size, len(label)))
+        padded = np.resize(label[piece], batch_size)
+        image[piece] = program(params, key, index, padded)[: piece.stop - start]
+    return image
+
+
+def _write_arrays(path: Path, image: np.ndarray, label: np.ndarray) -> None:
+    with whole_file(path) as file:
+        np.savez(file, image=image, label=label)
+    print(f"wrote {path}")
+
+
+def _write_picture(path: Path, image: np.ndarray, label: np.ndarray, name: str) -> None:
+    columns = 5 if len(label) <= 10 else 10
+    figure = figures.image_grid(image, label, f"{name}: samples", num_columns=columns)
+    with whole_file(path) as file:
+        figure.savefig(file)
+    print(f"wrote {path}")
+
+
+def _show(path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    if plt.get_backend().lower() == "agg":
+        raise UserError(f"there is no display to show the picture on; it is in {path}")
+    plt.figure(frameon=False)
+    plt.axis("off")
+    plt.imshow(plt.imread(path))
+    plt.show()

@@ -1,0 +1,23 @@
+"""Random keys: one for each purpose, all of them functions of the seed alone."""
+
+import enum
+
+import jax
+
+
+class Purpose(enum.IntEnum):
+    """What a key is for. The numbers never change: results of old runs depend on them."""
+
+    WEIGHTS = 0
+    ORDER = 1
+    NOISE = 2
+    TEST = 3
+    SAMPLES = 4
+
+
+def make_key(seed: int, purpose: Purpose) -> jax.Array:
+    """Fold a purpose into the seed's root key, which nothing draws from.
+
+    Threefry, whatever JAX's default is: its bits are the same on every device and sharding.
+    """
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), purpose)

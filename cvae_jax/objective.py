@@ -1,0 +1,88 @@
+"""The evidence lower bound of p(x | y), per example and in nats.
+
+log p(x|y) >= E_q[log p(x|z,y)] - KL(q(z|x,y) || N(0, I))    (Kingma & Welling 2014, eq. 3)
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cvae_jax.models import CVAE
+from cvae_jax.types import Batch, ElboTerms, LossSums, Params
+
+
+def sample_latent(key: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """Draw z = mean + std * noise (Kingma & Welling 2014, section 2.4), (B, Z).
+
+    Args:
+        key: one typed key for the batch, or one for each example, (B,), which makes an
+            example's noise independent of the batch it is in.
+        mean: (B, Z).
+        logvar: (B, Z), the logarithm of the variance.
+    """
+    if key.ndim == 0:
+        noise = jax.random.normal(key, mean.shape)
+    else:
+        noise = jax.vmap(lambda one: jax.random.normal(one, mean.shape[1:]))(key)
+    return mean + jnp.exp(0.5 * logvar) * noise
+
+
+def bernoulli_log_likelihood(logits: jax.Array, image: jax.Array) -> jax.Array:
+    """Sum x log p + (1 - x) log(1 - p) over the pixels: minus the binary cross-entropy, (B,).
+
+    Finite at any finite logit. Grey levels in [0, 1] are taken as they are, as in the
+    original; only for binary images is this the logarithm of a probability.
+
+    Args:
+        logits: (B, ...) logits of the pixel probabilities.
+        image: (B, ...) with as many pixels, values in [0, 1].
+    """
+    cross_entropy = optax.sigmoid_binary_cross_entropy(logits, image.reshape(logits.shape))
+    return -cross_entropy.reshape(logits.shape[0], -1).sum(axis=-1)
+
+
+def kl_to_standard_normal(mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """Give KL(N(mean, exp(logvar)) || N(0, I)) (Kingma & Welling 2014, appendix B), (B,).
+
+    Args:
+        mean: (B, Z).
+        logvar: (B, Z).
+    """
+    return 0.5 * (jnp.exp(logvar) + mean**2 - 1 - logvar).sum(axis=-1)
+
+
+def elbo_terms(
+    model: CVAE, params: Params, key: jax.Array, image: jax.Array, label: jax.Array
+) -> ElboTerms:
+    """Give both terms of the bound for each example, from one draw of the latent.
+
+    Args:
+        model: the module that `params` belong to.
+        params: its parameters.
+        key: as in `sample_latent`.
+        image: (B, ...) float32 in [0, 1].
+        label: (B,) int32.
+    """
+    variables = {"params": params}
+    mean, logvar = model.apply(variables, image, label, method="encode")
+    latent = sample_latent(key, mean, logvar)
+    logits = model.apply(variables, latent, label, method="decode")
+    return ElboTerms(
+        log_likelihood=bernoulli_log_likelihood(logits, image),
+        kl=kl_to_standard_normal(mean, logvar),
+    )
+
+
+def loss_sums(terms: ElboTerms, mask: jax.Array) -> LossSums:
+    """Sum the loss of the examples whose `mask` (B,) is 1."""
+    return LossSums(
+        reconstruction=-(terms.log_likelihood * mask).sum(),
+        kl=(terms.kl * mask).sum(),
+        num_examples=mask.sum(),
+    )
+
+
+def batch_loss(model: CVAE, params: Params, key: jax.Array, batch: Batch) -> LossSums:
+    """Give the summed loss of a batch: BCE plus KL over its real examples, in nats."""
+    terms = elbo_terms(model, params, key, batch.image, batch.label)
+    return loss_sums(terms, batch.mask)

@@ -1,0 +1,102 @@
+"""The training step and the scan over many of them: (state, key, batch) -> (state, sums)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cvae_jax import objective
+from cvae_jax.batches import in_rows, take_batch
+from cvae_jax.models import CVAE, init_params
+from cvae_jax.types import Batch, Dataset, LossSums, Params, TrainState
+
+
+def init_state(key: jax.Array, model: CVAE, optimizer: optax.GradientTransformation) -> TrainState:
+    """Make the state before the first step; `key` fixes the weights."""
+    params = init_params(key, model)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def train_step(
+    state: TrainState,
+    key: jax.Array,
+    batch: Batch,
+    *,
+    model: CVAE,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, LossSums]:
+    """Take one optimizer step on the loss summed over a batch (BCE plus KL, in nats).
+
+    Pure, and made to be bound and compiled by the caller:
+    `jax.jit(partial(train_step, model=model, optimizer=optimizer), donate_argnames="state")`.
+
+    Args:
+        state: the state before the step.
+        key: one typed key for the whole run; the noise of a step is a function of it and of
+            `state.step`.
+        batch: image (B, ...), label (B,), mask (B,). A batch whose mask is all 0 leaves the
+            state as it is, so that a scan may be filled up with empty rows.
+        model: the module that `state.params` belong to.
+        optimizer: the transformation that `state.opt_state` belongs to.
+
+    Returns:
+        The new state, and the loss of the batch before the step.
+    """
+    noise_key = jax.random.fold_in(key, state.step)
+
+    def loss(params: Params) -> tuple[jax.Array, LossSums]:
+        sums = objective.batch_loss(model, params, noise_key, batch)
+        return sums.reconstruction + sums.kl, sums
+
+    gradient, sums = jax.grad(loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new_state = TrainState(state.step + 1, params, opt_state)
+    keep = partial(jnp.where, sums.num_examples > 0)  # fused with the update: it costs nothing
+    return jax.tree.map(keep, new_state, state), sums
+
+
+def train_steps(
+    state: TrainState,
+    key: jax.Array,
+    dataset: Dataset,
+    order: jax.Array,
+    *,
+    model: CVAE,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, LossSums]:
+    """Take one step for each row of `order` in one `lax.scan`: an epoch, or a part of one.
+
+    Args:
+        state: the state before the first step; donate it.
+        key: as in `train_step`.
+        dataset: the training set on the device.
+        order: (S, B) int32 indices into it, from `epoch_order`.
+        model: as in `train_step`.
+        optimizer: as in `train_step`.
+
+    Returns:
+        The state after the last step, and the sums of every step, each (S,).
+    """
+
+    def step(state: TrainState, row: jax.Array) -> tuple[TrainState, LossSums]:
+        batch = take_batch(dataset, row)
+        return train_step(state, key, batch, model=model, optimizer=optimizer)
+
+    return jax.lax.scan(step, state, order)
+
+
+def epoch_order(
+    key: jax.Array, epoch: jax.Array | int, *, num_examples: int, batch_size: int
+) -> jax.Array:
+    """Shuffle all examples for one epoch: (ceil(N / B), B) int32, filled up with NO_EXAMPLE.
+
+    Args:
+        key: one typed key for the whole run.
+        epoch: number of the epoch; it and the key fix the order.
+        num_examples: N.
+        batch_size: B.
+    """
+    shuffled = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+    return in_rows(shuffled, batch_size)

@@ -1,0 +1,120 @@
+"""The values that pass between modules, and the one legend of their shapes.
+
+Shapes in comments throughout the package:
+    N  examples of a data set      B  examples of a batch       S  steps
+    H, W, C  height, width and channels of an image             D  pixels, H * W * C
+    Y  classes                     Z  latent dimensions
+"""
+
+import hashlib
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+
+Params: TypeAlias = Any
+"""A pytree of float32 arrays: what `models.CVAE.init` returns under "params"."""
+
+ArrayLike: TypeAlias = jax.Array | np.ndarray
+
+
+class Dataset(NamedTuple):
+    """Labelled images, on the host (NumPy) or on a device (JAX).
+
+    A data set on a device lies flat, image (N, D), so that a row is one contiguous run of
+    memory whatever layout the device prefers; the model restores the shape.
+    """
+
+    image: ArrayLike  # (N, H, W, C) or (N, D) uint8
+    label: ArrayLike  # (N,) int32
+
+
+class Splits(NamedTuple):
+    """The two halves of a data set and what a model has to know of them."""
+
+    train: Dataset
+    test: Dataset
+    num_classes: int
+
+    def fingerprint(self) -> str:
+        """Give the SHA-256 of all arrays: two data sets are the same if theirs are."""
+        digest = hashlib.sha256(str(self.num_classes).encode())
+        for dataset in (self.train, self.test):
+            for array in dataset:
+                digest.update(f"{array.dtype}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+class Batch(NamedTuple):
+    """Examples as the model sees them; `mask` is 0 where a short batch was filled up."""
+
+    image: jax.Array  # (B, ...) float32 grey levels in [0, 1]
+    label: jax.Array  # (B,) int32
+    mask: jax.Array  # (B,) float32, 1 or 0
+
+
+class ElboTerms(NamedTuple):
+    """The two terms of the evidence lower bound, per example, in nats."""
+
+    log_likelihood: jax.Array  # (B,)
+    kl: jax.Array  # (B,)
+
+
+class LossSums(NamedTuple):
+    """The loss of a batch, summed over its real examples, in nats; `loss` is their sum."""
+
+    reconstruction: jax.Array  # () or (S,)
+    kl: jax.Array  # () or (S,)
+    num_examples: jax.Array  # () or (S,) float32
+
+
+class TrainState(NamedTuple):
+    """All that training changes. Keys and batches are functions of (seed, step) alone."""
+
+    step: jax.Array  # () int32, batches trained on so far
+    params: Params
+    opt_state: Any
+
+
+class EpochMetrics(NamedTuple):
+    """One row of metrics.csv; losses in nats per image."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_reconstruction: float
+    train_kl: float
+    test_loss: float
+    test_reconstruction: float
+    test_kl: float
+    seconds: float
+
+
+class UserError(Exception):
+    """Something the user can mend; its text is one line that says what and how.
+
+    Scripts print it without a traceback and exit with `exit_status`.
+    """
+
+    exit_status = 1
+
+
+class ConfigError(UserError):
+    """An argument, or a combination of arguments, that can't be used."""
+
+    exit_status = 2
+
+
+class DataError(UserError):
+    """A data set that can't be found, fetched or read."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that can't be found, written or read."""
+
+
+class InterruptedRunError(UserError):
+    """The user stopped a run (Ctrl-C)."""
+
+    exit_status = 130  # 128 + SIGINT, as shells have it
