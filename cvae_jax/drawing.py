@@ -48,7 +48,8 @@ def draw(options: SampleOptions) -> None:
     if options.npz:
         _write_arrays(options.npz.expanduser(), image, label)
     if out:
-        _write_picture(out.expanduser(), image, label, run.train.dataset)
+        of = "every class" if options.digit is None else f"class {options.digit}"
+        _write_picture(out.expanduser(), image, label, f"{run.train.dataset}: samples of {of}")
         if options.show:
             _show(out)
 
@@ -101,9 +102,9 @@ def _write_arrays(path: Path, image: np.ndarray, label: np.ndarray) -> None:
     print(f"wrote {path}")
 
 
-def _write_picture(path: Path, image: np.ndarray, label: np.ndarray, name: str) -> None:
+def _write_picture(path: Path, image: np.ndarray, label: np.ndarray, title: str) -> None:
     columns = 5 if len(label) <= 10 else 10
-    figure = figures.image_grid(image, label, f"{name}: samples", num_columns=columns)
+    figure = figures.image_grid(image, label, title, num_columns=columns)
     with whole_file(path) as file:
         figure.savefig(file)
     print(f"wrote {path}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cvae_jax.types import EpochMetrics
 
@@ -83,7 +84,7 @@ def loss_curve(history: Sequence[EpochMetrics], title: str) -> Figure:
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss, nats per image")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(linestyle="--", alpha=0.6)
     axes.legend()
     return figure

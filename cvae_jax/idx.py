@@ -9,14 +9,15 @@ import hashlib
 import lzma
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cvae_jax.types import DataError, Dataset, Splits
 
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _UNSIGNED_BYTE = 0x08
 
 
@@ -28,8 +29,7 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-            content: bytes = file.read()
-            return content
+            return file.read()
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} can't be read: {reason}") from error

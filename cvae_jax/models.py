@@ -4,6 +4,7 @@ Linen, because its `init` and `apply` are plain functions of explicit parameters
 """
 
 import math
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -87,3 +88,16 @@ def init_params(key: jax.Array, model: CVAE) -> Params:
     image = jnp.zeros((1, *model.config.image_shape))
     label = jnp.zeros((1,), jnp.int32)
     return model.init(key, image, label)["params"]
+
+
+def encode(
+    model: CVAE, params: Params, image: jax.Array, label: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Apply `CVAE.encode` as a function of its parameters."""
+    moments = model.apply({"params": params}, image, label, method="encode")
+    return cast(tuple[jax.Array, jax.Array], moments)
+
+
+def decode(model: CVAE, params: Params, latent: jax.Array, label: jax.Array) -> jax.Array:
+    """Apply `CVAE.decode` as a function of its parameters."""
+    return cast(jax.Array, model.apply({"params": params}, latent, label, method="decode"))

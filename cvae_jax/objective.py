@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cvae_jax.models import CVAE
+from cvae_jax.models import CVAE, decode, encode
 from cvae_jax.types import Batch, ElboTerms, LossSums, Params
 
 
@@ -37,7 +37,8 @@ def bernoulli_log_likelihood(logits: jax.Array, image: jax.Array) -> jax.Array:
         logits: (B, ...) logits of the pixel probabilities.
         image: (B, ...) with as many pixels, values in [0, 1].
     """
-    cross_entropy = optax.sigmoid_binary_cross_entropy(logits, image.reshape(logits.shape))
+    target = image.reshape(logits.shape)
+    cross_entropy: jax.Array = optax.sigmoid_binary_cross_entropy(logits, target)
     return -cross_entropy.reshape(logits.shape[0], -1).sum(axis=-1)
 
 
@@ -63,10 +64,9 @@ def elbo_terms(
         image: (B, ...) float32 in [0, 1].
         label: (B,) int32.
     """
-    variables = {"params": params}
-    mean, logvar = model.apply(variables, image, label, method="encode")
+    mean, logvar = encode(model, params, image, label)
     latent = sample_latent(key, mean, logvar)
-    logits = model.apply(variables, latent, label, method="decode")
+    logits = decode(model, params, latent, label)
     return ElboTerms(
         log_likelihood=bernoulli_log_likelihood(logits, image),
         kl=kl_to_standard_normal(mean, logvar),

@@ -2,7 +2,7 @@
 
 import jax
 
-from cvae_jax.models import CVAE
+from cvae_jax.models import CVAE, decode
 from cvae_jax.types import Params
 
 
@@ -21,4 +21,4 @@ def sample(
     """
     keys = jax.vmap(lambda one: jax.random.fold_in(key, one))(index)
     latent = jax.vmap(lambda one: jax.random.normal(one, (model.config.latent_dim,)))(keys)
-    return jax.nn.sigmoid(model.apply({"params": params}, latent, label, method="decode"))
+    return jax.nn.sigmoid(decode(model, params, latent, label))

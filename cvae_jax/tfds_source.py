@@ -181,7 +181,7 @@ def _make_builder(name: str, data_dir: Path) -> Any:
 
     parent: Any = getattr(tfds_mnist, NAMES[name])
 
-    class Builder(parent, skip_registration=True):  # type: ignore[misc]
+    class Builder(parent, skip_registration=True):  # type: ignore[misc, call-arg]
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             paths = dl_manager.download({file: self.URL + file for file in _FILES})
             train_image, train_label, test_image, test_label = (paths[file] for file in _FILES)

@@ -42,7 +42,7 @@ class Splits(NamedTuple):
         for dataset in (self.train, self.test):
             for array in dataset:
                 digest.update(f"{array.dtype}{array.shape}".encode())
-                digest.update(np.ascontiguousarray(array))
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
