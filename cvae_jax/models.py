@@ -34,7 +34,7 @@ class Linear(nn.Module):
 
         kernel = self.param("kernel", init, (fan_in, self.features))
         bias = self.param("bias", init, (self.features,))
-        return inputs @ kernel + bias
+        return inputs @ kernel + bias[jnp.newaxis]
 
 
 class CVAE(nn.Module):

@@ -1,0 +1,80 @@
+"""What a benchmark ran on: the hardware, the versions, and whether PyTorch is there at all."""
+
+import importlib.util
+import os
+import platform
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from cvae_jax.types import UserError
+
+_PACKAGES = ("cvae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch")
+
+
+def require_torch() -> None:
+    """Check that PyTorch is installed, without importing it.
+
+    Raises:
+        UserError: it is not; the message says how to install it.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(
+            "the benchmarks need PyTorch to compare with: pip install 'cvae_jax[parity]'"
+        )
+
+
+def num_threads() -> int:
+    """Count the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe() -> dict[str, Any]:
+    """Describe the hardware and the versions, in values that JSON can hold."""
+    # In a process of its own, as JAX would keep an accelerator's memory from the contestants.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        devices = pool.submit(_devices).result()
+    return {
+        "hardware": {
+            "cpu": _cpu_model(),
+            "cores": num_threads(),
+            "memory_gib": _memory_gib(),
+            **devices,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+        },
+    }
+
+
+def _devices() -> dict[str, str]:
+    import torch
+
+    from benchmarks.torch_original import default_device
+    from cvae_jax import devices
+
+    on_cuda = default_device().type == "cuda"
+    return {
+        "jax_devices": devices.describe(),
+        "torch_device": torch.cuda.get_device_name() if on_cuda else "cpu",
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    if not hasattr(os, "sysconf"):  # Windows
+        return None
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)

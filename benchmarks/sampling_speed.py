@@ -1,0 +1,99 @@
+"""Seconds from the command to the picture of ten digits: this package against PyTorch.
+
+`python benchmarks/sampling_speed.py`, about two minutes. Timed is the whole process: start,
+imports, loading the checkpoint, drawing, saving the picture. Both checkpoints are made here.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is installed
+
+from benchmarks import environment, report
+from cvae_jax import cli
+from cvae_jax.types import UserError
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(report.Options):
+    """Time the drawing of ten sixes against the same job in PyTorch, from cold starts in turns."""
+
+    rounds: int = 7
+    """Runs of each side that count."""
+    out: Path = Path("benchmarks/results/sampling_speed.json")
+    """File to write (JSON)."""
+
+
+def run(arguments: Sequence[str]) -> float:
+    """Run Python with these arguments in the root of the repository; give the seconds it took.
+
+    Raises:
+        UserError: it failed.
+    """
+    # No window, whatever the machine has: both sides draw into a file.
+    environ = os.environ | {"MPLBACKEND": "agg"}
+    started = time.perf_counter()
+    ended = subprocess.run(
+        [sys.executable, *arguments], cwd=_ROOT, env=environ, capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - started
+    if ended.returncode:
+        last_line = (ended.stderr.strip() or "no message").splitlines()[-1]
+        raise UserError(f"{' '.join(arguments[:2])} failed: {last_line}")
+    return seconds
+
+
+def prepare_ours(folder: Path) -> Callable[[], float]:
+    """Train for one epoch; drawing from a better model takes no other time."""
+    workdir = str(folder / "run")
+    train = ["--epochs", "1", "--source", "bundled", "--workdir", workdir]
+    run(["scripts/train.py", *train])
+    sample = ["--digit", "6", "--workdir", workdir, "--out", str(folder / "ours.png")]
+    return lambda: run(["scripts/sample.py", *sample])
+
+
+def prepare_theirs(folder: Path) -> Callable[[], float]:
+    """Train for one epoch and write a checkpoint with all that the original puts there."""
+    import numpy as np
+    import torch
+
+    from benchmarks import torch_original
+    from cvae_jax import data
+
+    image, label = (np.asarray(array) for array in data.load_dataset(source="bundled").train)
+    model = torch_original.TorchCVAE()
+    optimizer = torch_original.make_optimizer(model)
+    torch_original.train_epoch(model, optimizer, torch_original.make_loader(image, label))
+    checkpoint = folder / "theirs.pth"
+    content = {
+        "epoch": 1,
+        "model_state_dict": model.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+    }
+    torch.save(content, checkpoint)
+    sample = ["--digit", "6", "--checkpoint", str(checkpoint), "--out", str(folder / "theirs.png")]
+    return lambda: run(["-m", "benchmarks.torch_sample", *sample])
+
+
+def main() -> None:
+    """Parse the arguments, make the checkpoints, take turns, print and write the result."""
+    with cli.one_line_errors():
+        options = cli.parse(Options)
+        environment.require_torch()
+        with tempfile.TemporaryDirectory() as folder:
+            print("making two checkpoints", flush=True)
+            ours, theirs = prepare_ours(Path(folder)), prepare_theirs(Path(folder))
+            seconds = report.take_turns(ours, theirs, options.rounds)
+        report.publish("ten sixes from a cold start, as a picture", seconds, options.out)
+
+
+if __name__ == "__main__":
+    main()
