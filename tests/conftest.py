@@ -1,0 +1,84 @@
+"""Fixtures: real MNIST, and a small part of it with a small model where a test trains."""
+
+import os
+
+# Before JAX is imported: the tests are of the arithmetic, which is the CPU's on every machine.
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from cvae_jax.batches import put_on_device
+from cvae_jax.config import ModelConfig, RunConfig, TrainConfig
+from cvae_jax.data import load_dataset
+from cvae_jax.models import CVAE, init_params
+from cvae_jax.training import init_state
+from cvae_jax.types import Dataset, Params, Splits, TrainState
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SMALL = ModelConfig(image_shape=(28, 28, 1), num_classes=10, hidden_dim=32, latent_dim=5)
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Splits:
+    return load_dataset("mnist", source="bundled")
+
+
+@pytest.fixture(scope="session")
+def small_splits(mnist: Splits) -> Splits:
+    """Give the first 1,000 training and 300 test images: eight batches of 128, one short."""
+    train, test = mnist.train, mnist.test
+    return Splits(
+        Dataset(train.image[:1000], train.label[:1000]),
+        Dataset(test.image[:300], test.label[:300]),
+        num_classes=10,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_run(small_splits: Splits) -> RunConfig:
+    return RunConfig(
+        train=TrainConfig(hidden_dim=SMALL.hidden_dim, latent_dim=SMALL.latent_dim),
+        image_shape=SMALL.image_shape,
+        num_classes=SMALL.num_classes,
+        data_sha256=small_splits.fingerprint(),
+    )
+
+
+@pytest.fixture(scope="session")
+def train_set(small_splits: Splits) -> Dataset:
+    return put_on_device(small_splits.train)
+
+
+@pytest.fixture(scope="session")
+def model() -> CVAE:
+    return CVAE(SMALL)
+
+
+@pytest.fixture(scope="session")
+def optimizer() -> optax.GradientTransformation:
+    return optax.adam(1e-3)
+
+
+@pytest.fixture(scope="session")
+def params(model: CVAE) -> Params:
+    return init_params(jax.random.key(0), model)
+
+
+@pytest.fixture
+def make_state(model: CVAE, optimizer: optax.GradientTransformation) -> Callable[[], TrainState]:
+    """Give a function that makes a fresh state, since a donated one is gone."""
+    return partial(init_state, jax.random.key(0), model, optimizer)
+
+
+def assert_trees_equal(left: object, right: object) -> None:
+    """Compare two pytrees to the bit."""
+    assert jax.tree.structure(left) == jax.tree.structure(right)  # type: ignore[operator]
+    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))

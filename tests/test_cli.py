@@ -1,0 +1,245 @@
+import io
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cvae_jax import cli
+from cvae_jax.types import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    InterruptedRunError,
+    UserError,
+)
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+OPTIONS = {
+    "train": [
+        "--epochs",
+        "--workdir",
+        "--dataset",
+        "--data-dir",
+        "--batch-size",
+        "--learning-rate",
+        "--hidden-dim",
+        "--latent-dim",
+        "--seed",
+        "--sample-every",
+        "--checkpoint-every",
+        "--source",
+    ],
+    "sample": ["--digit", "--num", "--seed", "--workdir", "--step", "--out", "--npz", "--show"],
+}
+NO_WHOLE_NUMBER = ["", "x", "1.5", "1e3", "nan", "inf"]
+NO_COUNT = [*NO_WHOLE_NUMBER, "0", "-1", "2147483648", "9" * 30]
+NO_SEED = [*NO_WHOLE_NUMBER, "-1", "4294967296", "9" * 30]
+BAD: dict[tuple[str, str], list[str]] = {
+    ("train", "--epochs"): NO_COUNT,
+    ("train", "--dataset"): ["", " ", "../mnist", ".hidden", "/mnist", "a//b", "a b", "a\nb"],
+    ("train", "--batch-size"): NO_COUNT,
+    ("train", "--learning-rate"): ["", "x", "0", "-1", "nan", "inf", "-inf", "1e999", "1e-999"],
+    ("train", "--hidden-dim"): NO_COUNT,
+    ("train", "--latent-dim"): NO_COUNT,
+    ("train", "--seed"): NO_SEED,
+    ("train", "--sample-every"): NO_COUNT,
+    ("train", "--checkpoint-every"): NO_COUNT,
+    ("train", "--source"): ["", "x", "0", "-1", "idx"],
+    ("sample", "--digit"): NO_WHOLE_NUMBER,
+    ("sample", "--num"): NO_COUNT,
+    ("sample", "--seed"): NO_SEED,
+    ("sample", "--step"): [*NO_WHOLE_NUMBER, "-1", "9" * 30],
+    ("sample", "--out"): ["", "x", "0", "nan", "digit.jpg", "png"],
+    ("sample", "--npz"): ["", "x", "0", "nan", "digits.npy", "npz"],
+}
+
+Run = Callable[..., tuple[int | str | None, str, str]]
+
+
+class Terminal(io.TextIOWrapper):
+    """Standard output as it is on a terminal, in a notebook's cell or in a pipe."""
+
+    def __init__(self, encoding: str, is_terminal: bool) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding)
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+    def text(self) -> str:
+        self.flush()
+        self.seek(0)
+        return self.read()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Give a function that runs a script: exit status, standard output and error."""
+
+    def run(
+        script: str, *arguments: str, encoding: str = "utf-8", is_terminal: bool = False
+    ) -> tuple[int | str | None, str, str]:
+        path = str(SCRIPTS / f"{script}.py")
+        output = Terminal(encoding, is_terminal)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(path, run_name="__main__")
+        return stop.value.code, output.text(), capsys.readouterr().err
+
+    return run
+
+
+def assert_refused(ended: tuple[int | str | None, str, str], *words: str) -> None:
+    """Check that a script ended as a user expects who mistyped an argument."""
+    status, output, error = ended
+    assert status == 2
+    assert output == ""
+    assert error.startswith("error: ")
+    assert error.endswith("\n")
+    line = error[:-1]
+    assert line.isprintable()
+    assert not set(line) & set("│╭╰─")
+    assert "---" not in line
+    assert [word for word in words if word not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "value"),
+    [(script, option, value) for (script, option), values in BAD.items() for value in values],
+)
+def test_a_bad_value_is_refused_in_a_line_that_names_the_option(
+    script: str, option: str, value: str, run: Run
+) -> None:
+    assert_refused(run(script, option, value), option)
+
+
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [(script, option) for script, options in OPTIONS.items() for option in options],
+)
+def test_an_option_needs_its_value(script: str, option: str, run: Run) -> None:
+    arguments = (option, "yes") if option == "--show" else (option,)
+    assert_refused(run(script, *arguments), "yes" if option == "--show" else option)
+
+
+@pytest.mark.parametrize(
+    ("script", "mistyped", "suggestions"),
+    [
+        ("train", ["--epoch", "3"], ["--epochs"]),
+        ("train", ["--latent-dims", "3"], ["--latent-dim"]),
+        ("train", ["--latentdim=3"], ["--latent-dim"]),
+        ("train", ["--epoch", "3", "--latent-dims", "5"], ["--epochs", "--latent-dim"]),
+        ("sample", ["--digits", "3"], ["--digit"]),
+        ("sample", ["--nums", "3"], ["--num"]),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_one_that_was_meant(
+    script: str, mistyped: list[str], suggestions: list[str], run: Run
+) -> None:
+    ended = run(script, *mistyped)
+    assert_refused(ended, *(argument.split("=")[0] for argument in mistyped))
+    assert set(suggestions) <= set(ended[2].replace(",", " ").split())
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+def test_an_argument_without_an_option_is_refused(script: str, run: Run) -> None:
+    assert_refused(run(script, "mnist"), "mnist")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("is_terminal", [False, True])
+@pytest.mark.parametrize("columns", ["30", "100"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "x"], ["--epochs", "'x'"]),
+        (["--epoch", "3"], ["--epoch,", "--epochs"]),
+        (["--workdir"], ["--workdir"]),
+        (["--source", "x"], ["--source", "bundled"]),
+    ],
+)
+def test_an_error_is_one_plain_line_wherever_the_output_goes(
+    arguments: list[str],
+    words: list[str],
+    columns: str,
+    is_terminal: bool,
+    encoding: str,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    ended = run("train", *arguments, encoding=encoding, is_terminal=is_terminal)
+    assert_refused(ended, *words)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("is_terminal", [False, True])
+@pytest.mark.parametrize("script", OPTIONS)
+def test_help_lists_every_option(script: str, is_terminal: bool, encoding: str, run: Run) -> None:
+    status, output, error = run(script, "--help", encoding=encoding, is_terminal=is_terminal)
+    assert status == 0
+    assert error == ""
+    for option in OPTIONS[script]:
+        assert option in output
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+def test_help_and_errors_come_without_loading_the_model(
+    script: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("cvae_jax.experiment", "cvae_jax.drawing", "flax", "optax"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert run(script, "--help")[0] == 0
+    assert run(script, "--seed", "x")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UserError("what to do"), 1),
+        (DataError("what to do"), 1),
+        (CheckpointError("what to do"), 1),
+        (ConfigError("what to do"), 2),
+        (InterruptedRunError("what to do"), 130),
+    ],
+)
+def test_an_error_of_the_user_is_a_line_and_an_exit_status(
+    error: UserError, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors():
+        raise error
+    assert stop.value.code == status
+    assert capsys.readouterr() == ("", "error: what to do\n")
+
+
+def test_control_c_ends_as_the_shell_expects(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_too_little_memory_is_answered_with_what_to_make_smaller(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors():
+        raise MemoryError
+    assert stop.value.code == 1
+    assert "--batch-size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), AssertionError(), SystemExit(7)])
+def test_a_bug_keeps_its_traceback(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, cli.one_line_errors():
+        raise error
+    assert caught.value is error
+
+
+def test_what_ends_well_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with cli.one_line_errors():
+        pass
+    assert capsys.readouterr() == ("", "")
