@@ -1,10 +1,8 @@
 """From a trained model to pictures and arrays of the classes you ask for."""
 
-from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -40,11 +38,11 @@ def draw(options: SampleOptions) -> None:
             "--npz without --out"
         )
     checkpoint = _choose_checkpoint(folder / "checkpoints", options.step)
-    model, key = CVAE(run.model), make_key(options.seed, Purpose.SAMPLES)
-    like = jax.eval_shape(partial(init_params, model=model), key)
+    model = CVAE(run.model)
+    like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
     params = checkpoints.restore_params(checkpoint, like)
     print(f"model: {checkpoint}", flush=True)
-    image = _sample_all(params, key, label, model)
+    image = _sample_all(params, options.seed, label, model)
     if options.npz:
         _write_arrays(options.npz.expanduser(), image, label)
     if out:
@@ -82,17 +80,23 @@ def _choose_checkpoint(directory: Path, step: int | None) -> Path:
     return directory / str(steps[-1] if step is None else step)
 
 
-def _sample_all(params: Params, key: jax.Array, label: np.ndarray, model: CVAE) -> np.ndarray:
+def _sample_all(params: Params, seed: int, label: np.ndarray, model: CVAE) -> np.ndarray:
     """Draw in batches of one size, so that memory and compilation don't grow with the number."""
-    program = jax.jit(partial(sample, model=model))
+
+    @jax.jit
+    def program(params: Params, seed: jax.Array, index: jax.Array, label: jax.Array) -> jax.Array:
+        # The key is made here as well: compiled on its own, that would take longer than the rest.
+        key = make_key(seed, Purpose.SAMPLES)
+        return sample(params, key, index, label, model=model)
+
     batch_size = min(len(label), _BATCH)
     image = np.empty((len(label), *model.config.image_shape), np.float32)
     starts = range(0, len(label), batch_size)
     for start in tqdm(starts, desc="drawing", unit="batch", disable=len(starts) == 1):
-        index = jnp.arange(start, start + batch_size)
+        index = np.arange(start, start + batch_size, dtype=np.int32)
         piece = slice(start, min(start + batch_size, len(label)))
         padded = np.resize(label[piece], batch_size)
-        image[piece] = program(params, key, index, padded)[: piece.stop - start]
+        image[piece] = program(params, np.uint32(seed), index, padded)[: piece.stop - start]
     return image
 
 

@@ -15,9 +15,13 @@ class Purpose(enum.IntEnum):
     SAMPLES = 4
 
 
-def make_key(seed: int, purpose: Purpose) -> jax.Array:
+def make_key(seed: int | jax.Array, purpose: Purpose) -> jax.Array:
     """Fold a purpose into the seed's root key, which nothing draws from.
 
     Threefry, whatever JAX's default is: its bits are the same on every device and sharding.
+
+    Args:
+        seed: from 0 to 2**32 - 1; a uint32 where it is traced.
+        purpose: what the key is for.
     """
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), purpose)

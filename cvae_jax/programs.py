@@ -23,7 +23,7 @@ _EVALUATION_BATCH = 1000
 
 # Most arithmetic in one dispatch, so that the progress bar moves every few seconds: about two
 # seconds on a slow laptop, or on a small accelerator.
-_DISPATCH_FLOPS_CPU = 5e10
+_DISPATCH_FLOPS_CPU = 6e10
 _DISPATCH_FLOPS_ACCELERATOR = 1e13
 
 
