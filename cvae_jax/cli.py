@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,14 +34,14 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
 
 def _one_line(box: str) -> str:
     """Take the message, and what Tyro suggests instead, out of the box that it draws."""
-    parts = [
-        " ".join(line.strip("│ ") for line in part.splitlines() if not line.startswith(("╭", "╰")))
-        for part in re.split(r"│ ─+ │\n", box)
-    ]
-    said = [
-        part for part in parts if part.strip() and not part.startswith(("For full", "Argument"))
-    ]
-    return re.sub(r"\s+", " ", "; ".join(said)).strip() + " (see --help)"
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours
+    lines = [line.strip("│ ") for line in box.splitlines() if line[:1] not in ("╭", "╰")]
+    blocks = itertools.groupby(lines, key=lambda line: bool(line) and set(line) <= {"─", "-"})
+    said = [" ".join(block).strip() for is_rule, block in blocks if not is_rule]
+    if "╭" not in box:  # where the output can't show the box, its title is a block of its own
+        said = said[1:]
+    wanted = [block for block in said if not block.startswith(("For full", "Argument helptext"))]
+    return re.sub(r"\s+", " ", "; ".join(wanted)) + " (see --help)"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from cvae_jax.types import ConfigError
 Source = Literal["auto", "bundled", "tfds", "idx"]
 
 LARGEST_SEED = 2**32 - 1
+LARGEST_COUNT = 2**31 - 1
 
 
 def _require(condition: bool, option: str, value: Any, allowed: str) -> None:
@@ -21,7 +22,7 @@ def _require(condition: bool, option: str, value: Any, allowed: str) -> None:
         raise ConfigError(f"--{option} {value} can't be used; choose {allowed}")
 
 
-def _require_count(option: str, value: int, least: int = 1, most: int = 2**31 - 1) -> None:
+def _require_count(option: str, value: int, least: int = 1, most: int = LARGEST_COUNT) -> None:
     _require(least <= value <= most, option, value, f"a whole number from {least} to {most}")
 
 
@@ -39,7 +40,7 @@ class TrainConfig:
     """Units in the hidden layer of the encoder and of the decoder."""
     latent_dim: int = 50
     """Dimensions of the latent Gaussian."""
-    seed: int = 0
+    seed: int = 2
     """Seed of the initial weights, the order of the images and the noise."""
 
     def __post_init__(self) -> None:
@@ -73,9 +74,9 @@ class RunOptions:
     workdir: Path | None = None
     """Folder of all results. Left out: runs/<dataset>."""
     source: Source = "auto"
-    """Where the images come from. auto: what TFDS has prepared in the data directory, else
-    the copy of MNIST in this package, else TFDS's download. idx: four IDX files (.gz, .xz or
-    plain) in --data-dir."""
+    """Where the images come from.
+    auto: what TFDS has prepared, else the MNIST in this package, else TFDS's download.
+    idx: four IDX files (.gz, .xz or plain) in --data-dir."""
     data_dir: Path | None = None
     """Folder of the TFDS data sets (left out: TFDS's own), or of the four IDX files."""
     sample_every: int = 10
@@ -106,11 +107,10 @@ class SampleOptions:
     step: int | None = None
     """Checkpoint to load, by its training step. Left out: the newest."""
     out: Path | None = None
-    """Picture to write (PNG). Left out: digit_<digit>.png or digits.png in the workdir, or
-    none where --npz is given."""
+    """Picture to write (PNG).
+    Left out: digit_<digit>.png or digits.png in the workdir; none where --npz is given."""
     npz: Path | None = None
-    """File to write the images to as arrays: image float32 (N, H, W, C) in [0, 1] and label
-    int32 (N,)."""
+    """Arrays to write (NPZ): image, float32 (N, H, W, C) in [0, 1], and label, int32."""
     show: bool = False
     """Show the picture in a window as well."""
 
@@ -135,6 +135,16 @@ class ModelConfig:
     hidden_dim: int = TrainConfig.hidden_dim
     latent_dim: int = TrainConfig.latent_dim
 
+    def __post_init__(self) -> None:
+        for name, sizes in (
+            ("image_shape", self.image_shape),
+            ("num_classes", (self.num_classes,)),
+            ("hidden_dim", (self.hidden_dim,)),
+            ("latent_dim", (self.latent_dim,)),
+        ):
+            if not all(1 <= size <= LARGEST_COUNT for size in sizes):
+                raise ConfigError(f"{name} {sizes} can't be used; it must be 1 or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -144,6 +154,9 @@ class RunConfig:
     image_shape: tuple[int, int, int]
     num_classes: int
     data_sha256: str
+
+    def __post_init__(self) -> None:
+        _ = self.model  # which checks the sizes
 
     @property
     def model(self) -> ModelConfig:

@@ -9,8 +9,8 @@ What was decoded once is kept as packed arrays beside the prepared data set.
 import hashlib
 import json
 import logging
+import re
 import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,19 +40,19 @@ _log = logging.getLogger(__name__)
 
 def find_prepared(name: str, data_dir: Path) -> Path | None:
     """Find the newest version of a data set that TFDS has prepared as ArrayRecord."""
-
-    def version(path: Path) -> tuple[int, ...]:
-        return tuple(int(part) for part in path.parent.name.split("."))
-
-    found = sorted((data_dir / name).glob("[0-9]*.[0-9]*.[0-9]*/dataset_info.json"), key=version)
-    prepared = [path.parent for path in found if _file_format(path) == _FORMAT]
-    return prepared[-1] if prepared else None
+    versions = {
+        tuple(map(int, path.parent.name.split("."))): path.parent
+        for path in (data_dir / name).glob("*/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name, re.ASCII)
+        and _file_format(path) == _FORMAT
+    }
+    return versions[max(versions)] if versions else None
 
 
 def _file_format(dataset_info: Path) -> str:
     try:
         return str(json.loads(dataset_info.read_text())["fileFormat"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{dataset_info} can't be read: {error}; delete its folder") from error
 
 
@@ -130,7 +130,7 @@ def _read_cache(path: Path) -> Splits | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             splits = Splits(
                 train=Dataset(arrays["train_image"], arrays["train_label"]),
                 test=Dataset(arrays["test_image"], arrays["test_label"]),
@@ -138,7 +138,7 @@ def _read_cache(path: Path) -> Splits | None:
             )
             if splits.fingerprint() != str(arrays["fingerprint"]):
                 raise ValueError("its arrays don't match its fingerprint")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # on a damaged file zipfile and NumPy raise a dozen types
         _log.warning("%s is damaged (%s); decoding the images again", path, _first_line(error))
         return None
     return splits
@@ -148,7 +148,13 @@ def _prepare(name: str, data_dir: Path) -> Path:
     """Let TFDS download a data set and store it as ArrayRecord; return where."""
     import tensorflow_datasets as tfds
 
-    builder = _make_builder(name, data_dir)
+    try:
+        builder = _make_builder(name, data_dir)
+    except Exception as error:  # it reads what lies in its folder, and asserts what it expects
+        raise DataError(
+            f"what lies in {data_dir / name} can't be used ({_first_line(error)}); delete that "
+            "folder, or choose another --data-dir"
+        ) from error
     directory = Path(builder.data_dir)
     if directory.exists():
         raise DataError(
