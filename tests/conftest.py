@@ -44,7 +44,7 @@ def small_splits(mnist: Splits) -> Splits:
 @pytest.fixture(scope="session")
 def small_run(small_splits: Splits) -> RunConfig:
     return RunConfig(
-        train=TrainConfig(hidden_dim=SMALL.hidden_dim, latent_dim=SMALL.latent_dim),
+        train=TrainConfig(hidden_dim=SMALL.hidden_dim, latent_dim=SMALL.latent_dim, seed=0),
         image_shape=SMALL.image_shape,
         num_classes=SMALL.num_classes,
         data_sha256=small_splits.fingerprint(),

@@ -15,7 +15,7 @@ from cvae_jax.programs import build_programs
 from cvae_jax.types import ConfigError, InterruptedRunError, LossSums, Splits, TrainState
 from tests.conftest import assert_trees_equal
 
-CONFIG = TrainConfig(hidden_dim=32, latent_dim=5)
+CONFIG = TrainConfig(hidden_dim=32, latent_dim=5, seed=0)
 
 
 @pytest.fixture(autouse=True)
