@@ -37,9 +37,11 @@ def bernoulli_log_likelihood(logits: jax.Array, image: jax.Array) -> jax.Array:
         logits: (B, ...) logits of the pixel probabilities.
         image: (B, ...) with as many pixels, values in [0, 1].
     """
-    target = image.reshape(logits.shape)
-    cross_entropy: jax.Array = optax.sigmoid_binary_cross_entropy(logits, target)
-    return -cross_entropy.reshape(logits.shape[0], -1).sum(axis=-1)
+    # Flat, because XLA's loops over a short last axis, such as the channels, are slow on a CPU:
+    # an epoch took 1.4 times as long.
+    flat_logits, flat_image = (array.reshape(array.shape[0], -1) for array in (logits, image))
+    cross_entropy: jax.Array = optax.sigmoid_binary_cross_entropy(flat_logits, flat_image)
+    return -cross_entropy.sum(axis=-1)
 
 
 def kl_to_standard_normal(mean: jax.Array, logvar: jax.Array) -> jax.Array:

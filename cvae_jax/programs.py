@@ -55,7 +55,15 @@ def build_programs(run: RunConfig, splits: Splits) -> Programs:
         rows = epoch_order(order_key, epoch, num_examples=num_examples, batch_size=batch_size)
         return in_rows(rows.ravel(), steps * batch_size).reshape(-1, steps, batch_size)
 
-    train = jax.jit(partial(train_steps, model=model, optimizer=optimizer), donate_argnums=0)
+    train = jax.jit(
+        partial(
+            train_steps,
+            model=model,
+            optimizer=optimizer,
+            skip_empty_rows=steps_per_epoch % steps != 0,
+        ),
+        donate_argnums=0,
+    )
     test = jax.jit(partial(evaluate, model=model, batch_size=_EVALUATION_BATCH))
     samples = jax.jit(partial(sample, model=model))
     return Programs(

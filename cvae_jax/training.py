@@ -35,8 +35,7 @@ def train_step(
         state: the state before the step.
         key: one typed key for the whole run; the noise of a step is a function of it and of
             `state.step`.
-        batch: image (B, ...), label (B,), mask (B,). A batch whose mask is all 0 leaves the
-            state as it is, so that a scan may be filled up with empty rows.
+        batch: image (B, ...), label (B,), mask (B,).
         model: the module that `state.params` belong to.
         optimizer: the transformation that `state.opt_state` belongs to.
 
@@ -52,9 +51,7 @@ def train_step(
     gradient, sums = jax.grad(loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    new_state = TrainState(state.step + 1, params, opt_state)
-    keep = partial(jnp.where, sums.num_examples > 0)  # fused with the update: it costs nothing
-    return jax.tree.map(keep, new_state, state), sums
+    return TrainState(state.step + 1, params, opt_state), sums
 
 
 def train_steps(
@@ -65,6 +62,7 @@ def train_steps(
     *,
     model: CVAE,
     optimizer: optax.GradientTransformation,
+    skip_empty_rows: bool = False,
 ) -> tuple[TrainState, LossSums]:
     """Take one step for each row of `order` in one `lax.scan`: an epoch, or a part of one.
 
@@ -75,6 +73,8 @@ def train_steps(
         order: (S, B) int32 indices into it, from `epoch_order`.
         model: as in `train_step`.
         optimizer: as in `train_step`.
+        skip_empty_rows: whether a row without any example leaves the state as it is; only an
+            order that was filled up with such rows needs it (on a CPU it costs about 8 %).
 
     Returns:
         The state after the last step, and the sums of every step, each (S,).
@@ -82,7 +82,11 @@ def train_steps(
 
     def step(state: TrainState, row: jax.Array) -> tuple[TrainState, LossSums]:
         batch = take_batch(dataset, row)
-        return train_step(state, key, batch, model=model, optimizer=optimizer)
+        new_state, sums = train_step(state, key, batch, model=model, optimizer=optimizer)
+        if skip_empty_rows:
+            keep = partial(jnp.where, sums.num_examples > 0)
+            new_state = jax.tree.map(keep, new_state, state)
+        return new_state, sums
 
     return jax.lax.scan(step, state, order)
 

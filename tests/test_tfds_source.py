@@ -21,7 +21,6 @@ import pytest
 from cvae_jax import data, tfds_source
 from cvae_jax.types import DataError, Dataset, Splits, UserError
 
-BUILDERS = tfds_source.NAMES
 FILES = tfds_source._FILES
 SMALL_TRAIN, SMALL_TEST = 30, 12
 
@@ -71,24 +70,26 @@ def serve(handler: Callable[..., socketserver.BaseRequestHandler]) -> Iterator[s
 
 
 @contextlib.contextmanager
-def download_from(url: str, *names: str) -> Iterator[None]:
-    """Let TFDS's builders of these data sets download from another address."""
+def download_from(url: str) -> Iterator[None]:
+    """Let TFDS's builders download from folders below another address, each from its own."""
     from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1")
-        for name in names:
-            patch.setattr(getattr(tfds_mnist, BUILDERS[name]), "URL", url)
+        for name, builder in tfds_source.NAMES.items():
+            patch.setattr(getattr(tfds_mnist, builder), "URL", f"{url}{name}/")
         yield
 
 
+def serve_files(name: str, splits: Splits, folder: Path) -> contextlib.AbstractContextManager[str]:
+    """Stand in for the home of a data set in the network."""
+    (folder / "home" / name).mkdir(parents=True)
+    write_gz(folder / "home" / name, splits)
+    return serve(functools.partial(QuietHandler, directory=folder / "home"))
+
+
 def prepare(name: str, splits: Splits, folder: Path) -> Splits:
-    """Load a data set as from the network: a server on this machine stands in for its home."""
-    originals = folder / "originals"
-    originals.mkdir()
-    write_gz(originals, splits)
-    handler = functools.partial(QuietHandler, directory=originals)
-    with serve(handler) as url, download_from(url, name):
+    with serve_files(name, splits, folder) as url, download_from(url):
         return tfds_source.load(name, folder / "data")
 
 
@@ -167,7 +168,7 @@ from cvae_jax import tfds_source
 data_dir, url = sys.argv[1:]
 if url:
     from tensorflow_datasets.image_classification import mnist
-    mnist.KMNIST.URL = url
+    mnist.KMNIST.URL = url + "kmnist/"
 fingerprint = tfds_source.load("kmnist", Path(data_dir)).fingerprint()
 modules = [name for name in ("tensorflow", "tensorflow_datasets") if name in sys.modules]
 print(json.dumps([fingerprint, modules]))
@@ -177,6 +178,7 @@ print(json.dumps([fingerprint, modules]))
 def load_in_a_fresh_process(data_dir: Path, url: str) -> list[Any]:
     output = subprocess.run(
         [sys.executable, "-c", LOAD_IN_A_FRESH_PROCESS, str(data_dir), url],
+        cwd=Path(tfds_source.__file__).parents[1],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -188,8 +190,7 @@ def test_tensorflow_is_never_imported_and_tfds_only_the_first_time(
     small: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    write_gz(tmp_path, small)
-    with serve(functools.partial(QuietHandler, directory=tmp_path)) as url:
+    with serve_files("kmnist", small, tmp_path) as url:
         first = load_in_a_fresh_process(tmp_path / "data", url)
     second = load_in_a_fresh_process(tmp_path / "data", "")
     assert first == [small.fingerprint(), ["tensorflow_datasets"]]
@@ -493,10 +494,10 @@ def test_without_a_network_the_way_out_is_told_once_the_probe_gives_up(
 ) -> None:
     # The servers hang up after seconds, which would be another problem than the one expected.
     monkeypatch.setattr(tfds_source, "_PROBE_SECONDS", 0.2)
-    with network() as url, download_from(url, "mnist"), pytest.raises(DataError) as caught:
+    with network() as url, download_from(url), pytest.raises(DataError) as caught:
         tfds_source.load("mnist", tmp_path)
     said = str(caught.value)
-    assert f"{url} can't be reached ({problem})" in said
+    assert f"{url}mnist/ can't be reached ({problem})" in said
     assert all(name in said for name in FILES)
     assert str(tmp_path / "downloads" / "manual" / "mnist") in said
     assert not (tmp_path / "mnist").exists()
