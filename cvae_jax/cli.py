@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ import tyro
 from cvae_jax.types import ConfigError, InterruptedRunError, UserError
 
 Options = TypeVar("Options")
+
+_EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells have it
 
 
 def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Options:
@@ -41,7 +44,10 @@ def _one_line(box: str) -> str:
     if "╭" not in box:  # where the output can't show the box, its title is a block of its own
         said = said[1:]
     wanted = [block for block in said if not block.startswith(("For full", "Argument helptext"))]
-    return re.sub(r"\s+", " ", "; ".join(wanted)) + " (see --help)"
+    line = re.sub(r"\s+", " ", "; ".join(wanted))
+    # An option that may be left out has two types; only the one that a user can mean is named.
+    line = re.sub(r"no type matching \{None\}\|(\w+) .* from \[(.*?)\]\. .*", r"\2 is no \1", line)
+    return f"{line} (see --help)"
 
 
 @contextlib.contextmanager
@@ -58,6 +64,9 @@ def one_line_errors() -> Iterator[None]:
         _stop("error: out of memory; try a smaller --batch-size, --hidden-dim or --num", 1)
     except KeyboardInterrupt:
         _stop("interrupted", InterruptedRunError.exit_status)
+    except BrokenPipeError:  # the output goes to a program that has read enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_EXIT_BROKEN_PIPE)
 
 
 def _stop(message: str, status: int) -> None:

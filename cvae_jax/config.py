@@ -5,7 +5,7 @@ The scripts make their command lines from these classes: the text under a field 
 """
 
 import dataclasses
-import math
+import reprlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ Source = Literal["auto", "bundled", "tfds", "idx"]
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_COUNT = 2**31 - 1
+SMALLEST_RATE, LARGEST_RATE = 1e-30, 1e30  # float32 holds what lies between
 
 
 def _require(condition: bool, option: str, value: Any, allowed: str) -> None:
@@ -50,15 +51,15 @@ class TrainConfig:
             and all(part and not part.startswith(".") for part in self.dataset.split("/"))
             and all(c.isalnum() or c in "_-./" for c in self.dataset),
             "dataset",
-            repr(self.dataset),
+            reprlib.repr(self.dataset),
             f"a name of {allowed}",
         )
         _require_count("batch-size", self.batch_size)
         _require(
-            math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            SMALLEST_RATE <= self.learning_rate <= LARGEST_RATE,  # not so for NaN
             "learning-rate",
             self.learning_rate,
-            "a finite number above 0",
+            f"a number from {SMALLEST_RATE} to {LARGEST_RATE}",
         )
         _require_count("hidden-dim", self.hidden_dim)
         _require_count("latent-dim", self.latent_dim)

@@ -9,6 +9,7 @@ What was decoded once is kept as packed arrays beside the prepared data set.
 import hashlib
 import json
 import logging
+import queue
 import re
 import threading
 from collections.abc import Iterator
@@ -163,8 +164,8 @@ def _prepare(name: str, data_dir: Path) -> Path:
         )
     downloads = data_dir / "downloads"
     manual = downloads / "manual" / name
-    if not manual.is_dir():
-        manual = manual.parent
+    if name == "mnist" and not manual.is_dir():
+        manual = manual.parent  # TFDS's own place; the others' files have MNIST's names
     if not all((manual / file).is_file() for file in _FILES):
         _require_network(name, builder.URL, downloads / "manual" / name)
     try:
@@ -215,21 +216,23 @@ def _require_network(name: str, url: str, manual: Path) -> None:
     """
     import requests
 
-    problem: list[str] = [f"no answer in {2 * _PROBE_SECONDS} seconds"]
+    answers: queue.Queue[str | None] = queue.Queue()  # what went wrong, None for nothing
 
     def probe() -> None:
         try:
             requests.head(url + _FILES[1], timeout=_PROBE_SECONDS).raise_for_status()
-            problem.clear()
+            answers.put(None)
         except requests.RequestException as error:
-            problem[:] = [type(error).__name__]
+            answers.put(type(error).__name__)
 
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(2 * _PROBE_SECONDS)
+    threading.Thread(target=probe, daemon=True).start()
+    try:
+        problem = answers.get(timeout=2 * _PROBE_SECONDS)
+    except queue.Empty:
+        problem = f"no answer in {2 * _PROBE_SECONDS} seconds"
     if problem:
         raise DataError(
-            f"{name} is not prepared here and {url} can't be reached ({problem[0]}); where there "
+            f"{name} is not prepared here and {url} can't be reached ({problem}); where there "
             f"is no network, put {', '.join(_FILES)} of {name} into {manual}"
         )
 

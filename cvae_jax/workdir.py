@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,5 +94,5 @@ def _to_json(config: RunConfig) -> dict[str, Any]:
 
 def _typed(value: Any, kind: type, name: str) -> Any:
     if type(value) is not kind:
-        raise TypeError(f"{name} is {value!r}, expected {kind.__name__}")
+        raise TypeError(f"{name} is {reprlib.repr(value)}, expected {kind.__name__}")
     return value

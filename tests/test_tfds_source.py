@@ -404,8 +404,13 @@ def test_files_put_there_by_hand_must_have_the_known_digests(
     assert tfds_source.find_prepared("mnist", tmp_path) is None
 
 
-@pytest.mark.parametrize("folder", ["", "kmnist"])
+@pytest.mark.parametrize(
+    ("dataset", "builder", "folder"),
+    [("mnist", "MNIST", ""), ("mnist", "MNIST", "mnist"), ("kmnist", "KMNIST", "kmnist")],
+)
 def test_files_put_there_by_hand_are_used_where_their_digests_are_known(
+    dataset: str,
+    builder: str,
     folder: str,
     small: Splits,
     tmp_path: Path,
@@ -413,15 +418,16 @@ def test_files_put_there_by_hand_are_used_where_their_digests_are_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from tensorflow_datasets.core.download import checksums
-    from tensorflow_datasets.image_classification.mnist import KMNIST
+    from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
+    original = getattr(tfds_mnist, builder)
     manual = tmp_path / "downloads" / "manual" / folder
     manual.mkdir(parents=True)
     write_gz(manual, small)
-    known = {KMNIST.URL + name: checksums.compute_url_info(manual / name) for name in FILES}
+    known = {original.URL + name: checksums.compute_url_info(manual / name) for name in FILES}
     monkeypatch.setattr(checksums, "get_all_url_infos", lambda: dict(known))
-    monkeypatch.setattr(KMNIST, "url_infos", known)
-    assert tfds_source.load("kmnist", tmp_path).fingerprint() == small.fingerprint()
+    monkeypatch.setattr(original, "url_infos", known)
+    assert tfds_source.load(dataset, tmp_path).fingerprint() == small.fingerprint()
     assert looked_up == []
 
 
