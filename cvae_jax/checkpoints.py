@@ -107,7 +107,7 @@ def restore_params(checkpoint: Path, like: Params) -> Params:
 
 def _restore_args(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
     """Ask for arrays on this process's first device, whatever devices they were saved from."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     return ocp.args.PyTreeRestore(item, restore_args=restore_args, **options)

@@ -54,13 +54,19 @@ def _one_line(box: str) -> str:
 def one_line_errors() -> Iterator[None]:
     """End the process as a user expects: one line on stderr and an exit status, no traceback.
 
-    Bad arguments exit with 2, a failed run with 1, Ctrl-C with 130.
+    Bad arguments exit with 2, a failed run with 1, Ctrl-C with 130. What is printed is there at
+    once, in a file or a pipe too.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         yield
     except UserError as error:
         _stop(f"error: {error}", error.exit_status)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # JAX has no type of its own for it, and importing JAX just to look would slow --help.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
         _stop("error: out of memory; try a smaller --batch-size, --hidden-dim or --num", 1)
     except KeyboardInterrupt:
         _stop("interrupted", InterruptedRunError.exit_status)

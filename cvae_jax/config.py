@@ -68,7 +68,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """How far, where and from which files. None of it changes what is learnt."""
+    """How far, where, and from which files."""
 
     epochs: int = 100
     """Train up to this epoch; a workdir that has fewer goes on from its newest checkpoint."""
@@ -91,6 +91,8 @@ class RunOptions:
         _require_count("checkpoint-every", self.checkpoint_every)
         if self.source == "idx" and self.data_dir is None:
             raise ConfigError("--source idx needs --data-dir, the folder of the four IDX files")
+        if self.source == "bundled" and self.data_dir is not None:
+            raise ConfigError("--source bundled takes no --data-dir; leave one of the two out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +131,7 @@ class SampleOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The settings that fix the model's arrays; `models.build` turns them into a module."""
+    """The settings that fix the model's arrays; `models.CVAE` takes them."""
 
     image_shape: tuple[int, int, int]  # (H, W, C)
     num_classes: int

@@ -43,6 +43,8 @@ def load_dataset(
             f"unknown dataset {name!r}; expected one of {sorted(tfds_source.NAMES)}, "
             "or --source idx with the --data-dir of your own files"
         )
+    if data_dir is not None and any(data_dir.expanduser().glob("*train-images*")):
+        raise ConfigError(f"{data_dir} holds IDX files; to train on them, add --source idx")
     if data_dir is None:
         data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     data_dir = data_dir.expanduser()

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import jax
 
+from cvae_jax.types import UserError
+
 _PCI_GOOGLE, _PCI_NVIDIA = "0x1ae0", "0x10de"
 # PCI device numbers of TPU v2 and v3, v4, v5e, v5p, v6e and v7; Google's network cards share
 # the vendor number.
@@ -13,9 +15,22 @@ _PCI_DISPLAY_CLASS = "0x03"
 
 
 def describe() -> str:
-    """Name the devices in use, for example "2 x NVIDIA H200 (gpu)"."""
-    kinds = [f"{device.device_kind} ({device.platform})" for device in jax.devices()]
-    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    """Name the devices that JAX found, for example "2 x NVIDIA H200 (gpu), of which one is used".
+
+    Raises:
+        UserError: JAX can't start; most often another process holds the accelerator.
+    """
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"JAX can't use its accelerator ({reason}); if another process holds it, such as a "
+            "notebook's kernel, restart that one"
+        ) from error
+    kinds = [f"{device.device_kind} ({device.platform})" for device in devices]
+    names = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    return names if len(devices) == 1 else f"{names}, of which one is used"
 
 
 def unused_accelerator(root: Path = Path("/")) -> str | None:

@@ -1,5 +1,7 @@
 """From a trained model to pictures and arrays of the classes you ask for."""
 
+import shlex
+import sys
 from pathlib import Path
 
 import jax
@@ -28,8 +30,8 @@ def draw(options: SampleOptions) -> None:
     folder = options.workdir.expanduser()
     run = workdir.read_config(folder)
     label = choose_labels(options.digit, options.num, run)
-    out = options.out
-    if out is None and options.npz is None:
+    out = options.out.expanduser() if options.out else None
+    if out is None and (options.npz is None or options.show):
         name = "digits.png" if options.digit is None else f"digit_{options.digit}.png"
         out = folder / name
     if out and len(label) > _MOST_IN_PICTURE:
@@ -47,7 +49,7 @@ def draw(options: SampleOptions) -> None:
         _write_arrays(options.npz.expanduser(), image, label)
     if out:
         of = "every class" if options.digit is None else f"class {options.digit}"
-        _write_picture(out.expanduser(), image, label, f"{run.train.dataset}: samples of {of}")
+        _write_picture(out, image, label, f"{run.train.dataset}: samples of {of}")
         if options.show:
             _show(out)
 
@@ -73,7 +75,7 @@ def _choose_checkpoint(directory: Path, step: int | None) -> Path:
     if not steps:
         raise CheckpointError(
             f"no checkpoint in {directory}; make one with: "
-            f"python scripts/train.py --workdir {directory.parent}"
+            f"python scripts/train.py --workdir {shlex.quote(str(directory.parent))}"
         )
     if step is not None and step not in steps:
         raise ConfigError(f"--step {step} is not in {directory}; choose one of {steps}")
@@ -96,7 +98,8 @@ def _sample_all(params: Params, seed: int, label: np.ndarray, model: CVAE) -> np
         index = np.arange(start, start + batch_size, dtype=np.int32)
         piece = slice(start, min(start + batch_size, len(label)))
         padded = np.resize(label[piece], batch_size)
-        image[piece] = program(params, np.uint32(seed), index, padded)[: piece.stop - start]
+        drawn = np.asarray(program(params, np.uint32(seed), index, padded))
+        image[piece] = drawn[: piece.stop - start]
     return image
 
 
@@ -110,14 +113,16 @@ def _write_picture(path: Path, image: np.ndarray, label: np.ndarray, title: str)
     columns = 5 if len(label) <= 10 else 10
     figure = figures.image_grid(image, label, title, num_columns=columns)
     with whole_file(path) as file:
-        figure.savefig(file)
+        figure.savefig(file, format="png")
     print(f"wrote {path}")
 
 
 def _show(path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    if plt.get_backend().lower() == "agg":
+    backend = plt.get_backend().lower()
+    outside_notebook = backend.startswith("module:") and "ipykernel" not in sys.modules
+    if backend == "agg" or outside_notebook:
         raise UserError(f"there is no display to show the picture on; it is in {path}")
     plt.figure(frameon=False)
     plt.axis("off")

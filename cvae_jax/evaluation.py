@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from cvae_jax import objective
 from cvae_jax.batches import in_rows, take_batch
+from cvae_jax.keys import fold_in_each
 from cvae_jax.models import CVAE
 from cvae_jax.types import Dataset, LossSums, Params
 
@@ -28,10 +29,10 @@ def evaluate(
         Sums for each batch, (ceil(N / B),), in nats.
     """
 
-    def batch_sums(_: None, row: jax.Array) -> tuple[None, LossSums]:
+    def batch_sums(row: jax.Array) -> LossSums:
         batch = take_batch(dataset, row)
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(row)
-        return None, objective.batch_loss(model, params, keys, batch)
+        return objective.batch_loss(model, params, fold_in_each(key, row), batch)
 
     order = in_rows(jnp.arange(len(dataset.label)), batch_size)
-    return jax.lax.scan(batch_sums, None, order)[1]
+    sums: LossSums = jax.lax.map(batch_sums, order)
+    return sums

@@ -1,6 +1,7 @@
 """Training from the command to the files: the one loop, and all that it prints and saves."""
 
 import math
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,14 @@ from cvae_jax import checkpoints, data, devices, figures, workdir
 from cvae_jax.config import RunConfig, RunOptions, TrainConfig
 from cvae_jax.files import whole_file
 from cvae_jax.programs import Programs, build_programs
-from cvae_jax.types import EpochMetrics, InterruptedRunError, LossSums, Params, TrainState
+from cvae_jax.types import (
+    EpochMetrics,
+    InterruptedRunError,
+    LossSums,
+    Params,
+    TrainState,
+    UserError,
+)
 
 BATCHES_PER_LINE = 100
 """Batches between two printed lines within an epoch."""
@@ -44,6 +52,7 @@ def train(config: TrainConfig, options: RunOptions) -> None:
         ConfigError: the workdir holds a run with other settings, or there is no such data set.
         DataError: the data set can't be fetched or read.
         CheckpointError: the checkpoints can't be read or written.
+        UserError: the loss is no longer finite.
         InterruptedRunError: the user pressed Ctrl-C.
     """
     print(f"devices: {devices.describe()}", flush=True)
@@ -69,7 +78,10 @@ def train(config: TrainConfig, options: RunOptions) -> None:
     with checkpoints.open_manager(folder / "checkpoints") as manager:
         restored = checkpoints.restore_latest(manager, jax.eval_shape(programs.init))
         state, history = restored or (programs.init(), [])
-        next_command = f"python scripts/sample.py --digit 6 --workdir {folder}"
+        digit = min(6, run.num_classes - 1)
+        next_command = (
+            f"python scripts/sample.py --digit {digit} --workdir {shlex.quote(str(folder))}"
+        )
         if len(history) >= options.epochs:
             print(
                 f"nothing left to do: {folder} has been trained for {len(history)} epochs. To "
@@ -89,9 +101,10 @@ def train(config: TrainConfig, options: RunOptions) -> None:
                     if epoch % options.checkpoint_every == 0 or epoch == options.epochs:
                         checkpoints.save(manager, snapshot, history)
         except KeyboardInterrupt:
+            saved = manager.latest_step() or 0
             raise InterruptedRunError(
-                f"interrupted in epoch {len(history) + 1}; the same command goes on from the "
-                f"newest checkpoint in {folder}"
+                f"interrupted in epoch {len(history) + 1}; the same command goes on after epoch "
+                f"{saved // programs.steps_per_epoch}, where it was last saved"
             ) from None
     print(f"results are in {folder}. To draw digits: {next_command}")
 
@@ -113,7 +126,7 @@ def _run_epochs(
         for epoch, sums, test_sums, snapshot in _one_behind(dispatches):
             sums = jax.device_get(sums)
             name = f"epoch {epoch}/{options.epochs}"
-            losses = (sums.reconstruction + sums.kl) / np.maximum(sums.num_examples, 1)
+            losses = sums.loss / np.maximum(sums.num_examples, 1)
             first = sum(len(earlier.kl) for earlier in epoch_sums) + 1
             for batch, loss in enumerate(losses[sums.num_examples > 0], start=first):
                 if batch % BATCHES_PER_LINE == 0:
@@ -124,14 +137,17 @@ def _run_epochs(
             if test_sums is None:
                 continue
 
+            train_terms = _mean_terms(epoch_sums)
+            test_terms = _mean_terms([jax.device_get(test_sums)])
             now = time.perf_counter()
             row = _epoch_metrics(
-                epoch,
-                epoch * num_batches,
-                _mean_terms(epoch_sums),
-                _mean_terms([jax.device_get(test_sums)]),
-                seconds=now - started,
+                epoch, epoch * num_batches, train_terms, test_terms, seconds=now - started
             )
+            if not math.isfinite(row.train_loss + row.test_loss):
+                raise UserError(
+                    f"the loss of epoch {epoch} is not a finite number; what was saved before it "
+                    "stands. Try a smaller --learning-rate in another --workdir"
+                )
             bar.write(
                 f"{name}: train loss {row.train_loss:.4f}, test loss {row.test_loss:.4f} "
                 f"nats per image, {row.seconds:.1f} s"
@@ -203,9 +219,9 @@ def _draw_grid(
         inches=0.8,
     )
     with whole_file(folder / "samples" / f"epoch_{epoch:03d}.png") as file:
-        figure.savefig(file)
+        figure.savefig(file, format="png")
 
 
 def _draw_loss(history: list[EpochMetrics], run: RunConfig, folder: Path) -> None:
     with whole_file(folder / "loss.png") as file:
-        figures.loss_curve(history, f"{run.train.dataset}: loss").savefig(file)
+        figures.loss_curve(history, f"{run.train.dataset}: loss").savefig(file, format="png")

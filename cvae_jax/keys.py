@@ -15,6 +15,11 @@ class Purpose(enum.IntEnum):
     SAMPLES = 4
 
 
+def fold_in_each(key: jax.Array, index: jax.Array) -> jax.Array:
+    """Give a key for each index (B,): an example's noise then does not depend on its batch."""
+    return jax.vmap(lambda one: jax.random.fold_in(key, one))(index)
+
+
 def make_key(seed: int | jax.Array, purpose: Purpose) -> jax.Array:
     """Fold a purpose into the seed's root key, which nothing draws from.
 

@@ -20,6 +20,7 @@ from cvae_jax.training import epoch_order, init_state, train_steps
 from cvae_jax.types import LossSums, Params, Splits, TrainState
 
 _EVALUATION_BATCH = 1000
+_EVALUATION_PIXELS = 8_000_000  # at a time, whatever the size of an image
 
 # Most arithmetic in one dispatch, so that the progress bar moves every few seconds: about two
 # seconds on a slow laptop, or on a small accelerator.
@@ -43,10 +44,10 @@ def build_programs(run: RunConfig, splits: Splits) -> Programs:
     model, optimizer = CVAE(run.model), optax.adam(run.train.learning_rate)
     batch_size, num_examples = run.train.batch_size, len(splits.train.label)
     train_set, test_set = put_on_device(splits.train), put_on_device(splits.test)
-    weights_key, order_key, noise_key, test_key, samples_key = (
-        make_key(run.train.seed, purpose) for purpose in Purpose
-    )
-    init = jax.jit(partial(init_state, weights_key, model, optimizer))
+    key = partial(make_key, run.train.seed)
+    order_key, noise_key = key(Purpose.ORDER), key(Purpose.NOISE)
+    test_key, samples_key = key(Purpose.TEST), key(Purpose.SAMPLES)
+    init = jax.jit(partial(init_state, key(Purpose.WEIGHTS), model, optimizer))
     steps_per_epoch = math.ceil(num_examples / batch_size)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init).params))
     steps = _steps_per_dispatch(steps_per_epoch, 6 * num_params * batch_size)
@@ -64,7 +65,9 @@ def build_programs(run: RunConfig, splits: Splits) -> Programs:
         ),
         donate_argnums=0,
     )
-    test = jax.jit(partial(evaluate, model=model, batch_size=_EVALUATION_BATCH))
+    num_pixels = math.prod(run.image_shape)
+    at_a_time = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // num_pixels))
+    test = jax.jit(partial(evaluate, model=model, batch_size=at_a_time))
     samples = jax.jit(partial(sample, model=model))
     return Programs(
         init=init,

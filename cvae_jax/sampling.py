@@ -2,6 +2,7 @@
 
 import jax
 
+from cvae_jax.keys import fold_in_each
 from cvae_jax.models import CVAE, decode
 from cvae_jax.types import Params
 
@@ -19,6 +20,6 @@ def sample(
         label: (B,) int32, the classes to draw.
         model: the module that `params` belong to.
     """
-    keys = jax.vmap(lambda one: jax.random.fold_in(key, one))(index)
-    latent = jax.vmap(lambda one: jax.random.normal(one, (model.config.latent_dim,)))(keys)
+    shape = (model.config.latent_dim,)
+    latent = jax.vmap(lambda one: jax.random.normal(one, shape))(fold_in_each(key, index))
     return jax.nn.sigmoid(decode(model, params, latent, label))

@@ -52,13 +52,14 @@ def find_prepared(name: str, data_dir: Path) -> Path | None:
 
 def _file_format(dataset_info: Path) -> str:
     try:
-        return str(json.loads(dataset_info.read_text())["fileFormat"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        # Where old versions of TFDS said nothing, it was TFRecord.
+        return str(json.loads(dataset_info.read_text()).get("fileFormat", "tfrecord"))
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{dataset_info} can't be read: {error}; delete its folder") from error
 
 
 def load(name: str, data_dir: Path) -> Splits:
-    """Load a data set that TFDS has prepared, or prepare it first (about 40 MB are fetched).
+    """Load a data set that TFDS has prepared, or fetch and prepare it first.
 
     Raises:
         DataError: it is not there and can't be fetched, or what is there is damaged.

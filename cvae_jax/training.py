@@ -46,7 +46,7 @@ def train_step(
 
     def loss(params: Params) -> tuple[jax.Array, LossSums]:
         sums = objective.batch_loss(model, params, noise_key, batch)
-        return sums.reconstruction + sums.kl, sums
+        return sums.loss, sums
 
     gradient, sums = jax.grad(loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

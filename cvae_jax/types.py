@@ -62,11 +62,16 @@ class ElboTerms(NamedTuple):
 
 
 class LossSums(NamedTuple):
-    """The loss of a batch, summed over its real examples, in nats; `loss` is their sum."""
+    """The loss of a batch, summed over its real examples, in nats."""
 
     reconstruction: jax.Array  # () or (S,)
     kl: jax.Array  # () or (S,)
     num_examples: jax.Array  # () or (S,) float32
+
+    @property
+    def loss(self) -> jax.Array:
+        """Give what is minimised: minus the evidence lower bound, summed."""
+        return self.reconstruction + self.kl
 
 
 class TrainState(NamedTuple):
@@ -78,7 +83,11 @@ class TrainState(NamedTuple):
 
 
 class EpochMetrics(NamedTuple):
-    """One row of metrics.csv; losses in nats per image."""
+    """One row of metrics.csv; losses in nats per image.
+
+    `seconds` is the time since the row before: training and test, what was drawn or saved in
+    between and, in the first one, compilation.
+    """
 
     epoch: int
     step: int

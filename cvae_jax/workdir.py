@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import reprlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def read_config(workdir: Path) -> RunConfig:
     if not path.exists():
         raise CheckpointError(
             f"no trained model in {workdir}; make one with: "
-            f"python scripts/train.py --workdir {workdir}"
+            f"python scripts/train.py --workdir {shlex.quote(str(workdir))}"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

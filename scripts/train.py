@@ -11,7 +11,7 @@ class TrainCommand:
     """Train a conditional VAE, and go on where an earlier run of the same command stopped."""
 
     run: RunOptions
-    model: TrainConfig
+    config: TrainConfig
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         command = cli.parse(TrainCommand)
         from cvae_jax import experiment  # only now, so that --help and errors come at once
 
-        experiment.train(command.model, command.run)
+        experiment.train(command.config, command.run)
 
 
 if __name__ == "__main__":

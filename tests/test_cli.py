@@ -241,7 +241,18 @@ def test_too_little_memory_is_answered_with_what_to_make_smaller(
     assert "--batch-size" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), AssertionError(), SystemExit(7)])
+def test_too_large_an_array_of_jax_names_the_options_that_cost_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import jax.numpy as jnp
+
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors():
+        jnp.zeros((2**24, 2**24)).block_until_ready()  # a petabyte
+    assert stop.value.code == 1
+    assert "--batch-size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), SystemExit(7)])
 def test_a_bug_keeps_its_traceback(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, cli.one_line_errors():
         raise error

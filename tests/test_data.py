@@ -197,3 +197,9 @@ def test_idx_takes_the_folder_under_any_name(
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     loaded = load_dataset("my digits", source="idx", data_dir=Path("~") / tmp_path.name)
     assert loaded.fingerprint() == mnist.fingerprint()
+
+
+def test_idx_files_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte.gz").touch()
+    with pytest.raises(ConfigError, match="add --source idx"):
+        data.load_dataset("mnist", data_dir=tmp_path)

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from cvae_jax import devices
+from cvae_jax.types import UserError
 
 TPU_V5E = ("0x1ae0", "0x0063", "0xff0000")
 GOOGLE_NETWORK_CARD = ("0x1ae0", "0x0042", "0x020000")
@@ -131,3 +132,14 @@ def test_nothing_is_said_where_the_accelerator_is_in_use(
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert devices.unused_accelerator(machine(TPU_V5E)) is None
+
+
+def test_an_accelerator_that_is_held_by_another_process_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("Unable to initialize backend 'tpu': in use\nmore")
+
+    monkeypatch.setattr(jax, "devices", refuse)
+    with pytest.raises(UserError, match=r"'tpu': in use.*another process"):
+        devices.describe()

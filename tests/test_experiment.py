@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from matplotlib.image import imread
 from cvae_jax import checkpoints, data, devices, experiment, workdir
 from cvae_jax.config import RunConfig, RunOptions, TrainConfig
 from cvae_jax.programs import build_programs
-from cvae_jax.types import ConfigError, InterruptedRunError, LossSums, Splits, TrainState
+from cvae_jax.types import ConfigError, InterruptedRunError, LossSums, Splits, TrainState, UserError
 from tests.conftest import assert_trees_equal
 
 CONFIG = TrainConfig(hidden_dim=32, latent_dim=5, seed=0)
@@ -107,7 +108,7 @@ def test_a_stopped_run_goes_on_from_its_newest_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(workdir, "write_metrics", stop)
-        with pytest.raises(InterruptedRunError, match="the same command goes on"):
+        with pytest.raises(InterruptedRunError, match="the same command goes on after epoch 2,"):
             train(tmp_path / "parts", epochs=4)
     assert checkpoints.list_steps(tmp_path / "parts" / "checkpoints") == [16]
     train(tmp_path / "parts", epochs=4)
@@ -173,3 +174,10 @@ def test_reading_lags_one_item_behind() -> None:
 
     seen = [(item, len(made)) for item in experiment._one_behind(make())]
     assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, learning_rate=1e20)
+    with pytest.raises(UserError, match="the loss of epoch 1 is not a finite number"):
+        train(tmp_path, epochs=4, config=config, every=1)
+    assert checkpoints.list_steps(tmp_path / "checkpoints") == []
