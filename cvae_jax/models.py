@@ -17,8 +17,7 @@ from cvae_jax.types import Params
 class Linear(nn.Module):
     """An affine layer whose weights and biases start from U(±1/√fan_in), as in PyTorch.
 
-    The original was trained from this start; Flax's own gives a loss about 0.15 nats higher
-    after 100 epochs.
+    The original's figures were reached from this start.
     """
 
     features: int
