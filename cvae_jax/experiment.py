@@ -126,13 +126,14 @@ def _run_epochs(
         for epoch, sums, test_sums, snapshot in _one_behind(dispatches):
             sums = jax.device_get(sums)
             name = f"epoch {epoch}/{options.epochs}"
-            losses = sums.loss / np.maximum(sums.num_examples, 1)
+            is_real = sums.num_examples > 0  # not an empty row at the end of the epoch
+            losses = sums.loss[is_real] / sums.num_examples[is_real]
             first = sum(len(earlier.kl) for earlier in epoch_sums) + 1
-            for batch, loss in enumerate(losses[sums.num_examples > 0], start=first):
+            for batch, loss in enumerate(losses, start=first):
                 if batch % BATCHES_PER_LINE == 0:
                     bar.write(f"{name}, batch {batch}/{num_batches}: loss {loss:.4f}")
             bar.set_description(name, refresh=False)
-            bar.update(int(np.count_nonzero(sums.num_examples)))
+            bar.update(len(losses))
             epoch_sums.append(sums)
             if test_sums is None:
                 continue
@@ -140,8 +141,14 @@ def _run_epochs(
             train_terms = _mean_terms(epoch_sums)
             test_terms = _mean_terms([jax.device_get(test_sums)])
             now = time.perf_counter()
-            row = _epoch_metrics(
-                epoch, epoch * num_batches, train_terms, test_terms, seconds=now - started
+            row = EpochMetrics(
+                epoch,
+                epoch * num_batches,
+                sum(train_terms),
+                *train_terms,
+                sum(test_terms),
+                *test_terms,
+                seconds=now - started,
             )
             if not math.isfinite(row.train_loss + row.test_loss):
                 raise UserError(
@@ -193,18 +200,6 @@ def _mean_terms(pieces: list[LossSums]) -> tuple[float, float]:
         math.fsum(np.concatenate(arrays).tolist()) for arrays in zip(*pieces, strict=True)
     )
     return reconstruction / num_examples, kl / num_examples
-
-
-def _epoch_metrics(
-    epoch: int,
-    step: int,
-    train_terms: tuple[float, float],
-    test_terms: tuple[float, float],
-    seconds: float,
-) -> EpochMetrics:
-    return EpochMetrics(
-        epoch, step, sum(train_terms), *train_terms, sum(test_terms), *test_terms, seconds
-    )
 
 
 def _draw_grid(
