@@ -53,7 +53,7 @@ def prepare_ours() -> TrainEpoch:
         nonlocal state, epoch
         fetched: list[LossSums] = []
         waiting: list[LossSums] = []
-        for rows in programs.order(epoch):
+        for rows in programs.order(epoch, 0):
             state, sums = programs.train(state, rows)
             waiting.append(sums)
             if len(waiting) > 1:  # the device works on the next piece while one is read

@@ -5,4 +5,4 @@ its modules, for example `from cvae_jax import data, models, training`. The map 
 package is docs/architecture.md.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

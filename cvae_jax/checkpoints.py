@@ -1,116 +1,222 @@
-"""Orbax checkpoints: the training state, and the metrics of every epoch up to it."""
+"""Orbax checkpoints that are whole or not there, and known to be what was written.
+
+A checkpoint is a folder named by its step:
+    state/        Orbax: step, parameters and optimizer state
+    run.json      the settings of the run and its progress
+    SHA256SUMS    the digest of every other file, written last; `sha256sum -c` reads it too
+It is made under another name and renamed when all of it is on the disk. Orbax itself restores
+a flipped bit without a word, casts a wrong type, and knows of no second best.
+"""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from cvae_jax.types import CheckpointError, EpochMetrics, Params, TrainState
+from cvae_jax import records
+from cvae_jax.config import RunConfig
+from cvae_jax.files import reason, sync_folder
+from cvae_jax.types import CheckpointError, Params, Progress, TrainState
 
 NUM_KEPT = 5
 """Checkpoints that are kept; older ones are deleted."""
 
+_STATE, _RECORD, _SUMS = "state", "run.json", "SHA256SUMS"
+_LEFTOVERS = (".*.tmp", "*.orbax-checkpoint-tmp*")
 
-@contextlib.contextmanager
-def open_manager(directory: Path) -> Iterator[ocp.CheckpointManager]:
-    """Open a folder of checkpoints for writing; on leaving, wait until all is on the disk.
+_log = logging.getLogger(__name__)
+
+
+def save(directory: Path, state: TrainState, run: RunConfig, progress: Progress) -> None:
+    """Write a checkpoint, then delete all but the newest `NUM_KEPT`.
 
     Raises:
-        CheckpointError: the folder can't be made, or a checkpoint could not be written.
+        CheckpointError: it could not be written; the older ones stand.
     """
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.LatestN(NUM_KEPT),
-        cleanup_tmp_directories=True,
-    )
+    step = int(state.step)
+    temporary = directory / f".{step}.tmp"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        # A relative path is accepted, then fails in the background.
-        manager = ocp.CheckpointManager(directory.resolve(), options=options)
-    except OSError as error:
-        raise CheckpointError(f"{directory} can't be used: {error.strerror or error}") from error
-    try:
-        yield manager
-    finally:
-        with _errors_name(directory, "written"):
-            manager.wait_until_finished()
-            manager.close()
-
-
-def save(
-    manager: ocp.CheckpointManager, state: TrainState, history: Sequence[EpochMetrics]
-) -> None:
-    """Save in the background; the state may be donated as soon as this returns.
-
-    Raises:
-        CheckpointError: this save, or the one before it, could not be written.
-    """
-    with _errors_name(Path(manager.directory), "written"):
-        manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state._asdict()),
-                history=ocp.args.JsonSave([list(row) for row in history]),
-            ),
-        )
-
-
-def restore_latest(
-    manager: ocp.CheckpointManager, like: TrainState
-) -> tuple[TrainState, list[EpochMetrics]] | None:
-    """Restore the newest checkpoint; None where there is none.
-
-    Args:
-        manager: from `open_manager`.
-        like: a state of the same structure, shapes and types, for example from `jax.eval_shape`.
-
-    Raises:
-        CheckpointError: it can't be read.
-    """
-    step = manager.latest_step()
-    if step is None:
-        return None
-    with _errors_name(Path(manager.directory) / str(step), "read"):
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=_restore_args(like._asdict()),
-                history=ocp.args.JsonRestore(),
-            ),
-        )
-        history = [EpochMetrics(*row) for row in restored["history"]]
-        return TrainState(**restored["state"]), history
+        with _errors_name(directory / str(step), "written"):
+            temporary.mkdir(parents=True)
+            # A relative path is accepted, then fails.
+            ocp.PyTreeCheckpointer().save((temporary / _STATE).resolve(), state._asdict())
+            (temporary / _RECORD).write_bytes(records.encode(run, progress))
+            (temporary / _SUMS).write_bytes(_sums(temporary))
+            _sync(temporary)
+            temporary.rename(directory / str(step))
+            sync_folder(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in list_steps(directory)[:-NUM_KEPT]:
+        shutil.rmtree(directory / str(old), ignore_errors=True)
 
 
 def list_steps(directory: Path) -> list[int]:
-    """List the steps of the finished checkpoints in a folder, oldest first."""
-    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+    """List the steps of the checkpoints in a folder, whole or damaged, oldest first."""
+    names = [path.name for path in directory.glob("*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
-def restore_params(checkpoint: Path, like: Params) -> Params:
+def find_damage(checkpoint: Path) -> str | None:
+    """Say what is wrong with the files of a checkpoint; None where it is whole."""
+    try:
+        recorded, found = (checkpoint / _SUMS).read_bytes(), _sums(checkpoint)
+    except OSError as error:
+        return f"{_SUMS} and the files it lists can't be read: {error.strerror}"
+    if recorded == found != b"":
+        return None
+    lines = set(recorded.splitlines()) ^ set(found.splitlines())
+    names = sorted({line[66:].decode(errors="replace") or "?" for line in lines})
+    return f"{', '.join(names[:3]) or 'everything'} not as {_SUMS} has it"
+
+
+def find_newest(directory: Path) -> Path | None:
+    """Find the newest whole checkpoint, with a warning for each damaged one that is newer.
+
+    Returns:
+        Its folder; None where there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: there are checkpoints, and every one of them is damaged.
+    """
+    damages = []
+    for step in reversed(list_steps(directory)):
+        checkpoint = directory / str(step)
+        damage = find_damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        damages.append(f"{checkpoint} is damaged ({damage})")
+        _log.warning("WARNING: %s; looking for an older one", damages[-1])
+    if damages:
+        raise CheckpointError(f"no whole checkpoint is left in {directory}: {damages[0]}")
+    return None
+
+
+def clean(directory: Path, newest: Path | None) -> None:
+    """Clear away what a killed process left half-written, and make way for newer checkpoints.
+
+    Damaged ones that are newer than `newest` are renamed, never deleted. For the one process
+    alone that holds the lock of the workdir.
+
+    Raises:
+        CheckpointError: a folder can't be renamed.
+    """
+    for pattern in _LEFTOVERS:
+        for leftover in directory.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+    for step in list_steps(directory):
+        if newest is not None and step > int(newest.name):
+            checkpoint = directory / str(step)
+            aside = directory / f"{step}.damaged"
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = directory / f"{step}.damaged-{number}"
+            with _errors_name(checkpoint, f"renamed to {aside.name}"):
+                checkpoint.rename(aside)
+            _log.warning("the damaged checkpoint is kept as %s", aside)
+
+
+def restore(checkpoint: Path, like: TrainState, run: RunConfig) -> tuple[TrainState, Progress]:
+    """Restore all of a checkpoint.
+
+    Args:
+        checkpoint: its folder.
+        like: a state of the same structure, shapes and types, for example from `jax.eval_shape`.
+        run: the settings that it must have been made with.
+
+    Raises:
+        CheckpointError: it can't be read, or is of another run; the message names what differs.
+    """
+    record = _read_record(checkpoint, run)
+    with _errors_name(checkpoint, "read"):
+        progress = records.decode_progress(record)
+        restored = _restore(checkpoint, like._asdict())
+        return TrainState(**restored), progress
+
+
+def restore_params(checkpoint: Path, like: Params, run: RunConfig) -> Params:
     """Restore the model's parameters alone, which is all that sampling needs.
 
     Args:
-        checkpoint: its folder, named by its step.
+        checkpoint: its folder.
         like: parameters of the same structure, shapes and types.
+        run: the settings that it must have been made with.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it can't be read.
+        CheckpointError: as in `restore`.
     """
-    with _errors_name(checkpoint, "read"), ocp.PyTreeCheckpointer() as checkpointer:
-        args = _restore_args({"params": like}, partial_restore=True)
-        return checkpointer.restore((checkpoint / "state").resolve(), args=args)["params"]
+    _read_record(checkpoint, run)
+    with _errors_name(checkpoint, "read"):
+        return _restore(checkpoint, {"params": like}, partial_restore=True)["params"]
 
 
-def _restore_args(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
+def _read_record(checkpoint: Path, run: RunConfig) -> bytes:
+    with _errors_name(checkpoint, "read"):
+        record = (checkpoint / _RECORD).read_bytes()
+        there = records.decode_run(record)
+    if differing := records.differences(there, run):
+        raise CheckpointError(f"the checkpoint {checkpoint} is of another run: {differing}")
+    return record
+
+
+def _restore(checkpoint: Path, like: dict[str, Any], **options: Any) -> Any:
     """Ask for arrays on this process's first device, whatever devices they were saved from."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    return ocp.args.PyTreeRestore(item, restore_args=restore_args, **options)
+    path = (checkpoint / _STATE).resolve()
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        _require_same_arrays(checkpointer.metadata(path).item_metadata.tree, like)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, **options)
+        return checkpointer.restore(path, args=args)
+
+
+def _require_same_arrays(there: Any, like: dict[str, Any]) -> None:
+    """Compare the arrays of a checkpoint with those wanted; Orbax would cast another type."""
+
+    def describe(tree: Any) -> dict[str, str]:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{[*leaf.shape]}"
+            for path, leaf in leaves
+        }
+
+    found = describe({name: there[name] for name in like if name in there})
+    for name, wanted in describe(like).items():
+        if found.get(name) != wanted:
+            raise ValueError(f"{name} is {found.get(name, 'missing')}, expected {wanted}")
+    if more := found.keys() - describe(like).keys():
+        raise ValueError(f"{sorted(more)[0]} is not of this model")
+
+
+def _sums(folder: Path) -> bytes:
+    """Make the text of SHA256SUMS from the files as they are now."""
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / _SUMS:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
+    return "".join(lines).encode()
+
+
+def _sync(folder: Path) -> None:
+    """Have all of a folder on the disk before it gets its name."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -119,5 +225,5 @@ def _errors_name(path: Path, done: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"the checkpoint {path} can't be {done}: {reason}") from error
+        why = reason(error, path.parent if done == "written" else None)
+        raise CheckpointError(f"the checkpoint {path} can't be {done}: {why}") from error

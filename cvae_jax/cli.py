@@ -1,21 +1,30 @@
-"""What every script shares: arguments from a dataclass, and errors in one line."""
+"""What every script shares: arguments from a dataclass, and errors in one line.
+
+JAX and Tyro are imported in the functions only: until `one_line_errors` begins, Ctrl-C still ends
+in a traceback, and so it has to begin at once.
+"""
 
 import contextlib
 import io
 import itertools
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
-
-import tyro
-
-from cvae_jax.types import ConfigError, InterruptedRunError, UserError
+from typing import Any, NoReturn, TypeVar
 
 Options = TypeVar("Options")
 
-_EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells have it
+# 128 and the signal's number, as shells have it.
+_EXIT_INTERRUPTED = 130  # SIGINT
+_EXIT_BROKEN_PIPE = 141  # SIGPIPE
+_EXIT_STOPPED = 143  # SIGTERM
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM came; all that cleans up after Ctrl-C does so after this as well."""
 
 
 def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Options:
@@ -25,6 +34,17 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
         ConfigError: an argument is unknown or can't be used; Tyro's box made one line.
         SystemExit: help was asked for and printed.
     """
+    import tyro
+
+    from cvae_jax.types import ConfigError
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for option, value in itertools.pairwise(["", *arguments]):
+        # As a path it would be the current folder, and a variable is meant that is not set.
+        if value == "" or re.fullmatch("--[a-z-]+=", value):
+            raise ConfigError(
+                f"{value or f'{option} '}'' is empty; give a value, or leave the option out"
+            )
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -54,27 +74,72 @@ def _one_line(box: str) -> str:
 def one_line_errors() -> Iterator[None]:
     """End the process as a user expects: one line on stderr and an exit status, no traceback.
 
-    Bad arguments exit with 2, a failed run with 1, Ctrl-C with 130. What is printed is there at
-    once, in a file or a pipe too.
+    Bad arguments exit with 2, a failed run with 1, Ctrl-C with 130, SIGTERM with 143. What is
+    printed is there at once, in a file or a pipe too.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
+        # A path may hold what the output's encoding does not.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
-        yield
-    except UserError as error:
-        _stop(f"error: {error}", error.exit_status)
+        with _sigterm_like_control_c():
+            from cvae_jax.types import InterruptedRunError, UserError
+
+            try:
+                yield
+            except InterruptedRunError as stop:
+                _stop(str(stop), stop.exit_status)
+            except UserError as error:
+                _stop(f"error: {error}", error.exit_status)
     except (MemoryError, RuntimeError) as error:
         # JAX has no type of its own for it, and importing JAX just to look would slow --help.
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _stop("error: out of memory; try a smaller --batch-size, --hidden-dim or --num", 1)
+    except _Stopped:
+        _stop("stopped", _EXIT_STOPPED)
     except KeyboardInterrupt:
-        _stop("interrupted", InterruptedRunError.exit_status)
+        _stop("interrupted", _EXIT_INTERRUPTED)
     except BrokenPipeError:  # the output goes to a program that has read enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(_EXIT_BROKEN_PIPE)
+    except OSError as error:
+        if not _output_fails():
+            raise
+        _drop_output()
+        _stop(f"error: the standard output can't be written: {error.strerror}", 1)
 
 
-def _stop(message: str, status: int) -> None:
-    print(message, file=sys.stderr)
+@contextlib.contextmanager
+def _sigterm_like_control_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets no other thread have signals
+        return
+
+    def stop(*_: Any) -> NoReturn:
+        raise _Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _output_fails() -> bool:
+    try:
+        print(flush=True)  # Python forgets what it could not write, so a flush alone may succeed
+    except OSError:
+        return True
+    return False
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere, or Python fails once more at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    # A path in it may hold anything, such as the end of a line.
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+    print(line, file=sys.stderr)
     sys.exit(status)

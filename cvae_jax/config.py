@@ -15,6 +15,7 @@ Source = Literal["auto", "bundled", "tfds", "idx"]
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_COUNT = 2**31 - 1
+LARGEST_DIM = 65_536  # of anything that is an axis of the model's arrays
 SMALLEST_RATE, LARGEST_RATE = 1e-30, 1e30  # float32 holds what lies between
 
 
@@ -61,8 +62,8 @@ class TrainConfig:
             self.learning_rate,
             f"a number from {SMALLEST_RATE} to {LARGEST_RATE}",
         )
-        _require_count("hidden-dim", self.hidden_dim)
-        _require_count("latent-dim", self.latent_dim)
+        _require_count("hidden-dim", self.hidden_dim, most=LARGEST_DIM)
+        _require_count("latent-dim", self.latent_dim, most=LARGEST_DIM)
         _require_count("seed", self.seed, least=0, most=LARGEST_SEED)
 
 
@@ -93,6 +94,14 @@ class RunOptions:
             raise ConfigError("--source idx needs --data-dir, the folder of the four IDX files")
         if self.source == "bundled" and self.data_dir is not None:
             raise ConfigError("--source bundled takes no --data-dir; leave one of the two out")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand:
+    """Train a conditional VAE, and go on where an earlier run of the same command stopped."""
+
+    run: RunOptions
+    config: TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +154,10 @@ class ModelConfig:
             ("hidden_dim", (self.hidden_dim,)),
             ("latent_dim", (self.latent_dim,)),
         ):
-            if not all(1 <= size <= LARGEST_COUNT for size in sizes):
-                raise ConfigError(f"{name} {sizes} can't be used; it must be 1 or more")
+            if not all(1 <= size <= LARGEST_DIM for size in sizes):
+                raise ConfigError(
+                    f"{name} {sizes} can't be used; choose whole numbers from 1 to {LARGEST_DIM}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

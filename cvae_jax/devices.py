@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from cvae_jax.types import UserError
+from cvae_jax.types import ConfigError, UserError
 
 _PCI_GOOGLE, _PCI_NVIDIA = "0x1ae0", "0x10de"
 # PCI device numbers of TPU v2 and v3, v4, v5e, v5p, v6e and v7; Google's network cards share
@@ -51,6 +51,37 @@ def unused_accelerator(root: Path = Path("/")) -> str | None:
         f"will be far slower. Install the build of JAX for it, with its version left as it is: "
         f"pip install 'jax[{extra}]=={jax.__version__}', then restart the runtime."
     )
+
+
+def require_memory(num_bytes: int, what: str, *, on_device: bool = True) -> None:
+    """Refuse what can never fit, before any time is spent on it.
+
+    Args:
+        num_bytes: how much it needs.
+        what: what needs it, as the error shall begin.
+        on_device: whether it lies on JAX's first device, else in the machine's own memory.
+
+    Raises:
+        ConfigError: there is less than that; the message names both sizes.
+    """
+    most = _device_memory() if on_device else None
+    most = _machine_memory() if most is None else most
+    if most is not None and num_bytes > most:
+        raise ConfigError(
+            f"{what} can't be used: {num_bytes / 1e9:,.1f} GB of memory are needed, and there are "
+            f"{most / 1e9:,.1f} GB; choose less"
+        )
+
+
+def _device_memory() -> int | None:
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def _machine_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # this system does not say
+        return None
 
 
 def find_accelerator(root: Path) -> tuple[str, str] | None:

@@ -1,6 +1,6 @@
 """From a trained model to pictures and arrays of the classes you ask for."""
 
-import shlex
+import math
 import sys
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from cvae_jax import checkpoints, figures, workdir
 from cvae_jax.config import RunConfig, SampleOptions
-from cvae_jax.files import whole_file
+from cvae_jax.devices import require_memory
+from cvae_jax.files import require_writable, user_path, whole_file
 from cvae_jax.keys import Purpose, make_key
 from cvae_jax.models import CVAE, init_params
 from cvae_jax.sampling import sample
@@ -24,29 +25,39 @@ def draw(options: SampleOptions) -> None:
     """Draw samples from a checkpoint and write them as a picture, as arrays, or both.
 
     Raises:
-        ConfigError: the class or the step does not exist, or the picture would be too large.
+        ConfigError: the class or the step does not exist, a file can't be written where it shall
+            be, or the images would be too many for a picture or for the memory.
         CheckpointError: there is no trained model, or it can't be read.
+        UserError: a file can't be written, or there is no display to show it on.
     """
-    folder = options.workdir.expanduser()
+    folder = user_path("workdir", options.workdir)
+    out = user_path("out", options.out) if options.out else None
+    npz = user_path("npz", options.npz) if options.npz else None
     run = workdir.read_config(folder)
-    label = choose_labels(options.digit, options.num, run)
-    out = options.out.expanduser() if options.out else None
-    if out is None and (options.npz is None or options.show):
+    if out is None and (npz is None or options.show):
         name = "digits.png" if options.digit is None else f"digit_{options.digit}.png"
         out = folder / name
-    if out and len(label) > _MOST_IN_PICTURE:
+    num = options.num or (run.num_classes if options.digit is None else 10)
+    if out and num > _MOST_IN_PICTURE:
         raise ConfigError(
-            f"--num {len(label)} is too many for a picture; choose up to {_MOST_IN_PICTURE}, or "
+            f"--num {num} is too many for a picture; choose up to {_MOST_IN_PICTURE}, or "
             "--npz without --out"
         )
-    checkpoint = _choose_checkpoint(folder / "checkpoints", options.step)
+    label_and_image = 4 + 4 * math.prod(run.image_shape)
+    require_memory(num * label_and_image, f"--num {num}", on_device=False)
+    label = choose_labels(options.digit, num, run)
+    if out:
+        require_writable("out", out, folder=False)
+    if npz:
+        require_writable("npz", npz, folder=False)
+    checkpoint = _choose_checkpoint(folder, options.step)
     model = CVAE(run.model)
     like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
-    params = checkpoints.restore_params(checkpoint, like)
+    params = checkpoints.restore_params(checkpoint, like, run)
     print(f"model: {checkpoint}", flush=True)
     image = _sample_all(params, options.seed, label, model)
-    if options.npz:
-        _write_arrays(options.npz.expanduser(), image, label)
+    if npz:
+        _write_arrays(npz, image, label)
     if out:
         of = "every class" if options.digit is None else f"class {options.digit}"
         _write_picture(out, image, label, f"{run.train.dataset}: samples of {of}")
@@ -54,32 +65,39 @@ def draw(options: SampleOptions) -> None:
             _show(out)
 
 
-def choose_labels(digit: int | None, num: int | None, run: RunConfig) -> np.ndarray:
+def choose_labels(digit: int | None, num: int, run: RunConfig) -> np.ndarray:
     """Give the classes to draw, (N,) int32: all of one, or each in turn.
 
     Raises:
         ConfigError: the data set has no such class.
     """
     if digit is None:
-        return np.arange(num or run.num_classes, dtype=np.int32) % run.num_classes
+        return np.arange(num, dtype=np.int32) % run.num_classes
     if not 0 <= digit < run.num_classes:
         raise ConfigError(
             f"--digit {digit} does not exist in {run.train.dataset}; "
             f"choose 0 to {run.num_classes - 1}"
         )
-    return np.full(num or 10, digit, np.int32)
+    return np.full(num, digit, np.int32)
 
 
-def _choose_checkpoint(directory: Path, step: int | None) -> Path:
+def _choose_checkpoint(folder: Path, step: int | None) -> Path:
+    """Take the checkpoint of a step, or the newest one that is whole."""
+    directory = folder / workdir.CHECKPOINTS
+    if step is None:
+        newest = checkpoints.find_newest(directory)
+        if newest is None:
+            raise CheckpointError(
+                f"no checkpoint in {directory}; make one with: {workdir.train_command(folder)}"
+            )
+        return newest
     steps = checkpoints.list_steps(directory)
-    if not steps:
-        raise CheckpointError(
-            f"no checkpoint in {directory}; make one with: "
-            f"python scripts/train.py --workdir {shlex.quote(str(directory.parent))}"
-        )
-    if step is not None and step not in steps:
+    if step not in steps:
         raise ConfigError(f"--step {step} is not in {directory}; choose one of {steps}")
-    return directory / str(steps[-1] if step is None else step)
+    checkpoint = directory / str(step)
+    if damage := checkpoints.find_damage(checkpoint):
+        raise CheckpointError(f"{checkpoint} is damaged ({damage}); choose another of {steps}")
+    return checkpoint
 
 
 def _sample_all(params: Params, seed: int, label: np.ndarray, model: CVAE) -> np.ndarray:

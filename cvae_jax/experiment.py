@@ -2,44 +2,35 @@
 
 import math
 import shlex
+import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cvae_jax import checkpoints, data, devices, figures, workdir
-from cvae_jax.config import RunConfig, RunOptions, TrainConfig
-from cvae_jax.files import whole_file
-from cvae_jax.programs import Programs, build_programs
+from cvae_jax import checkpoints, data, devices, figures, stopping, workdir
+from cvae_jax.config import LARGEST_COUNT, RunConfig, RunOptions, TrainConfig
+from cvae_jax.files import require_writable, user_path, whole_file
+from cvae_jax.models import count_params
+from cvae_jax.programs import Dispatch, Programs, build_programs, dispatch_epochs, one_behind
+from cvae_jax.progress import add_sums, end_epoch, require_finite
 from cvae_jax.types import (
+    ConfigError,
     EpochMetrics,
     InterruptedRunError,
-    LossSums,
     Params,
+    Progress,
+    Splits,
     TrainState,
-    UserError,
 )
 
 BATCHES_PER_LINE = 100
 """Batches between two printed lines within an epoch."""
 
 _GRID_COLUMNS = 8
-
-_Item = TypeVar("_Item")
-
-
-class Dispatch(NamedTuple):
-    """One piece of an epoch, sent to the device; nothing in it has been waited for."""
-
-    epoch: int
-    train: LossSums  # (S,) each
-    test: LossSums | None  # at the end of an epoch
-    snapshot: TrainState | None  # at the end of an epoch that is drawn or saved
 
 
 def train(config: TrainConfig, options: RunOptions) -> None:
@@ -49,16 +40,31 @@ def train(config: TrainConfig, options: RunOptions) -> None:
     checkpoints/. Stopped and started again, a run gives what it would have given in one go.
 
     Raises:
-        ConfigError: the workdir holds a run with other settings, or there is no such data set.
+        ConfigError: the workdir can't be used or holds a run with other settings, the data set
+            does not exist, or the model or the batch does not fit it or the memory.
         DataError: the data set can't be fetched or read.
         CheckpointError: the checkpoints can't be read or written.
-        UserError: the loss is no longer finite.
-        InterruptedRunError: the user pressed Ctrl-C.
+        UserError: a file can't be written, another process trains there, or the loss or the
+            state is no longer finite.
+        InterruptedRunError: SIGINT or SIGTERM asked the run to stop; it was saved.
     """
+    folder = user_path("workdir", options.workdir or Path("runs") / config.dataset)
+    require_writable("workdir", folder, folder=True)
+    workdir.require_unlocked(folder)
     print(f"devices: {devices.describe()}", flush=True)
     if warning := devices.unused_accelerator():
         print(f"\n{'!' * 80}\nWARNING: {warning}\n{'!' * 80}\n", flush=True)
     splits = data.load_dataset(config.dataset, source=options.source, data_dir=options.data_dir)
+    run = _describe_run(config, options, splits)
+    with workdir.lock(folder):
+        workdir.claim(folder, run)
+        with stopping.watch() as stop_signal:
+            _train(run, build_programs(run, splits), options, folder, stop_signal)
+
+
+def _describe_run(config: TrainConfig, options: RunOptions, splits: Splits) -> RunConfig:
+    """Say what is trained on what, and refuse what can't go together."""
+    num_train, num_test = len(splits.train.label), len(splits.test.label)
     height, width, channels = splits.train.image.shape[1:]
     run = RunConfig(
         train=config,
@@ -67,139 +73,131 @@ def train(config: TrainConfig, options: RunOptions) -> None:
         data_sha256=splits.fingerprint(),
     )
     print(
-        f"data: {config.dataset}, {len(splits.train.label):,} training and "
-        f"{len(splits.test.label):,} test images of shape {run.image_shape}, "
-        f"{run.num_classes} classes",
+        f"data: {config.dataset}, {num_train:,} training and {num_test:,} test images of shape "
+        f"{run.image_shape}, {run.num_classes} classes",
         flush=True,
     )
-    folder = options.workdir.expanduser() if options.workdir else Path("runs") / config.dataset
-    workdir.claim(folder, run)
-    programs = build_programs(run, splits)
-    with checkpoints.open_manager(folder / "checkpoints") as manager:
-        restored = checkpoints.restore_latest(manager, jax.eval_shape(programs.init))
-        state, history = restored or (programs.init(), [])
-        digit = min(6, run.num_classes - 1)
-        next_command = (
-            f"python scripts/sample.py --digit {digit} --workdir {shlex.quote(str(folder))}"
+    # The parameters, their gradient, Adam's two averages and a copy; a batch and its activations.
+    numbers = 5 * count_params(run.model)
+    numbers += config.batch_size * (4 * math.prod(run.image_shape) + 6 * config.hidden_dim)
+    devices.require_memory(
+        4 * numbers,
+        f"--hidden-dim {config.hidden_dim} with --latent-dim {config.latent_dim} and --batch-size "
+        f"{config.batch_size}",
+    )
+    most_epochs = LARGEST_COUNT // math.ceil(num_train / config.batch_size)
+    if options.epochs > most_epochs:
+        raise ConfigError(
+            f"--epochs {options.epochs} can't be used; steps are counted up to {LARGEST_COUNT}, "
+            f"choose 1 to {most_epochs}"
         )
-        if len(history) >= options.epochs:
-            print(
-                f"nothing left to do: {folder} has been trained for {len(history)} epochs. To "
-                f"train on, add --epochs {2 * len(history)}. To draw digits: {next_command}"
-            )
-            return
-        if restored:
-            print(f"going on after epoch {len(history)}, from the checkpoint in {folder}")
-        try:
-            for epoch, snapshot in _run_epochs(programs, state, history, options):
-                workdir.write_metrics(folder, history)
-                # A checkpoint comes last: where it stands, so does all that belongs before it.
-                if snapshot is not None:
-                    _draw_loss(history, run, folder)
-                    if epoch % options.sample_every == 0:
-                        _draw_grid(programs, snapshot.params, run, epoch, folder)
-                    if epoch % options.checkpoint_every == 0 or epoch == options.epochs:
-                        checkpoints.save(manager, snapshot, history)
-        except KeyboardInterrupt:
-            saved = manager.latest_step() or 0
-            raise InterruptedRunError(
-                f"interrupted in epoch {len(history) + 1}; the same command goes on after epoch "
-                f"{saved // programs.steps_per_epoch}, where it was last saved"
-            ) from None
+    return run
+
+
+def _train(
+    run: RunConfig,
+    programs: Programs,
+    options: RunOptions,
+    folder: Path,
+    stop_signal: Callable[[], int | None],
+) -> None:
+    """Go on from the newest checkpoint, and write what belongs to each epoch as it ends."""
+    directory = folder / workdir.CHECKPOINTS
+    newest = checkpoints.find_newest(directory)
+    checkpoints.clean(directory, newest)
+    if newest:
+        state, start = checkpoints.restore(newest, jax.eval_shape(programs.init), run)
+    else:
+        state, start = programs.init(), Progress()
+    progress, saved = start, int(state.step)
+    digit = min(6, run.num_classes - 1)
+    next_command = f"python scripts/sample.py --digit {digit} --workdir {shlex.quote(str(folder))}"
+    num_epochs = len(progress.history)
+    if num_epochs >= options.epochs:
+        print(
+            f"nothing left to do: {folder} has been trained for {num_epochs} epochs. To "
+            f"train on, add --epochs {2 * num_epochs}. To draw digits: {next_command}"
+        )
+        return
+    if newest:
+        print(f"going on after {_where(saved, programs)}, from {newest}", flush=True)
+
+    last_step = saved
+    for dispatch, progress in _run(programs, state, start, options, stop_signal):
+        state, last_step = dispatch.state, dispatch.step
+        if dispatch.test is None:
+            continue
+        epoch = len(progress.history)
+        is_saved = epoch % options.checkpoint_every == 0 or epoch == options.epochs
+        # A checkpoint comes last: where it stands, so does all that belongs before it.
+        workdir.write_metrics(folder, progress.history)
+        if is_saved or epoch % options.sample_every == 0:
+            _draw_loss(progress.history, run, folder)
+        if epoch % options.sample_every == 0:
+            _draw_grid(programs, state.params, run, epoch, folder)
+        if is_saved:
+            checkpoints.save(directory, state, run, progress)
+            saved = last_step
+    if len(progress.history) < options.epochs:
+        if last_step > saved:
+            checkpoints.save(directory, state, run, progress)
+        raise InterruptedRunError(
+            f"stopped and saved after {_where(last_step, programs)}; the same command goes on "
+            "from there",
+            stop_signal() or signal.SIGTERM,
+        )
     print(f"results are in {folder}. To draw digits: {next_command}")
 
 
-def _run_epochs(
-    programs: Programs, state: TrainState, history: list[EpochMetrics], options: RunOptions
-) -> Iterator[tuple[int, TrainState | None]]:
-    """Train from the end of `history`, to which each epoch adds a row, up to the last epoch.
+def _where(step: int, programs: Programs) -> str:
+    epoch, batch = divmod(step, programs.steps_per_epoch)
+    within = f" and batch {batch} of {programs.steps_per_epoch} of the next one" if batch else ""
+    return f"epoch {epoch}{within}"
+
+
+def _run(
+    programs: Programs,
+    state: TrainState,
+    progress: Progress,
+    options: RunOptions,
+    stop_signal: Callable[[], int | None],
+) -> Iterator[tuple[Dispatch, Progress]]:
+    """Train up to the last epoch, or until a signal comes, and tell how it goes.
 
     Yields:
-        The number of each epoch that is over, and the state at its end where it is needed.
+        Each dispatch when its numbers have been read and are finite, and the progress with it.
     """
     num_batches = programs.steps_per_epoch
-    done, total = len(history) * num_batches, options.epochs * num_batches
+    step, total = int(state.step), options.epochs * num_batches
     started = time.perf_counter()
-    epoch_sums: list[LossSums] = []
-    with tqdm(total=total, initial=done, unit="batch", desc="compiling", smoothing=0.1) as bar:
-        dispatches = _dispatch_epochs(programs, state, len(history) + 1, options)
-        for epoch, sums, test_sums, snapshot in _one_behind(dispatches):
-            sums = jax.device_get(sums)
-            name = f"epoch {epoch}/{options.epochs}"
-            is_real = sums.num_examples > 0  # not an empty row at the end of the epoch
-            losses = sums.loss[is_real] / sums.num_examples[is_real]
-            first = sum(len(earlier.kl) for earlier in epoch_sums) + 1
-            for batch, loss in enumerate(losses, start=first):
+    with tqdm(total=total, initial=step, unit="batch", desc="compiling", smoothing=0.1) as bar:
+
+        def is_kept(epoch: int) -> bool:
+            is_due = epoch % options.sample_every == 0 or epoch % options.checkpoint_every == 0
+            return is_due or epoch == options.epochs
+
+        sent = dispatch_epochs(programs, state, options.epochs, is_kept, stop_signal)
+        for dispatch in one_behind(sent):
+            sums, is_finite = jax.device_get((dispatch.train, dispatch.is_finite))
+            require_finite(dispatch.step, sums, is_finite, num_batches)
+            progress = add_sums(progress, sums)
+            name = f"epoch {len(progress.history) + 1}/{options.epochs}"
+            first = (dispatch.step - len(sums.kl)) % num_batches + 1
+            for batch, loss in enumerate(sums.loss / sums.num_examples, start=first):
                 if batch % BATCHES_PER_LINE == 0:
                     bar.write(f"{name}, batch {batch}/{num_batches}: loss {loss:.4f}")
             bar.set_description(name, refresh=False)
-            bar.update(len(losses))
-            epoch_sums.append(sums)
-            if test_sums is None:
-                continue
-
-            train_terms = _mean_terms(epoch_sums)
-            test_terms = _mean_terms([jax.device_get(test_sums)])
-            now = time.perf_counter()
-            row = EpochMetrics(
-                epoch,
-                epoch * num_batches,
-                sum(train_terms),
-                *train_terms,
-                sum(test_terms),
-                *test_terms,
-                seconds=now - started,
-            )
-            if not math.isfinite(row.train_loss + row.test_loss):
-                raise UserError(
-                    f"the loss of epoch {epoch} is not a finite number; what was saved before it "
-                    "stands. Try a smaller --learning-rate in another --workdir"
+            bar.update(len(sums.kl))
+            if dispatch.test is not None:
+                now = time.perf_counter()
+                test = add_sums(Progress(), jax.device_get(dispatch.test))
+                progress = end_epoch(progress, dispatch.step, test, now - started)
+                started, row = now, progress.history[-1]
+                bar.write(
+                    f"{name}: train loss {row.train_loss:.4f}, test loss {row.test_loss:.4f} "
+                    f"nats per image, {row.seconds:.1f} s"
                 )
-            bar.write(
-                f"{name}: train loss {row.train_loss:.4f}, test loss {row.test_loss:.4f} "
-                f"nats per image, {row.seconds:.1f} s"
-            )
-            started, epoch_sums = now, []
-            history.append(row)
-            yield epoch, snapshot
-
-
-def _dispatch_epochs(
-    programs: Programs, state: TrainState, first_epoch: int, options: RunOptions
-) -> Iterator[Dispatch]:
-    """Send the work of all epochs to the device, without waiting for any of it."""
-    for epoch in range(first_epoch, options.epochs + 1):
-        *head, last = programs.order(epoch - 1)
-        for rows in head:
-            state, sums = programs.train(state, rows)
-            yield Dispatch(epoch, sums, test=None, snapshot=None)
-        state, sums = programs.train(state, last)
-        is_needed = (
-            epoch % options.sample_every == 0
-            or epoch % options.checkpoint_every == 0
-            or epoch == options.epochs
-        )
-        # The next dispatch takes the state's memory, so what is drawn or saved is a copy.
-        snapshot = jax.tree.map(jnp.copy, state) if is_needed else None
-        yield Dispatch(epoch, sums, programs.test(state.params), snapshot)
-
-
-def _one_behind(items: Iterable[_Item]) -> Iterator[_Item]:
-    """Give each item once the next one is made, so that the device works while it is read."""
-    iterator = iter(items)
-    previous = next(iterator)
-    for item in iterator:
-        yield previous
-        previous = item
-    yield previous
-
-
-def _mean_terms(pieces: list[LossSums]) -> tuple[float, float]:
-    """Give the mean reconstruction and KL per image, added up in double precision."""
-    reconstruction, kl, num_examples = (
-        math.fsum(np.concatenate(arrays).tolist()) for arrays in zip(*pieces, strict=True)
-    )
-    return reconstruction / num_examples, kl / num_examples
+            yield dispatch, progress
 
 
 def _draw_grid(
@@ -213,10 +211,10 @@ def _draw_grid(
         num_columns=_GRID_COLUMNS,
         inches=0.8,
     )
-    with whole_file(folder / "samples" / f"epoch_{epoch:03d}.png") as file:
+    with whole_file(folder / workdir.SAMPLES / f"epoch_{epoch:03d}.png") as file:
         figure.savefig(file, format="png")
 
 
-def _draw_loss(history: list[EpochMetrics], run: RunConfig, folder: Path) -> None:
-    with whole_file(folder / "loss.png") as file:
+def _draw_loss(history: Sequence[EpochMetrics], run: RunConfig, folder: Path) -> None:
+    with whole_file(folder / workdir.LOSS) as file:
         figures.loss_curve(history, f"{run.train.dataset}: loss").savefig(file, format="png")

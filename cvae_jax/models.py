@@ -100,3 +100,9 @@ def encode(
 def decode(model: CVAE, params: Params, latent: jax.Array, label: jax.Array) -> jax.Array:
     """Apply `CVAE.decode` as a function of its parameters."""
     return cast(jax.Array, model.apply({"params": params}, latent, label, method="decode"))
+
+
+def count_params(config: ModelConfig) -> int:
+    """Count the numbers in a model's parameters, without making any."""
+    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), CVAE(config)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))

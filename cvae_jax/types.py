@@ -100,6 +100,18 @@ class EpochMetrics(NamedTuple):
     seconds: float
 
 
+class Progress(NamedTuple):
+    """What a checkpoint holds beside the state: all that the rest of the run has to know.
+
+    The sums are those of the epoch that is not over yet, in nats and in double precision.
+    """
+
+    history: tuple[EpochMetrics, ...] = ()
+    reconstruction: float = 0.0
+    kl: float = 0.0
+    num_examples: float = 0.0
+
+
 class UserError(Exception):
     """Something the user can mend; its text is one line that says what and how.
 
@@ -124,6 +136,8 @@ class CheckpointError(UserError):
 
 
 class InterruptedRunError(UserError):
-    """The user stopped a run (Ctrl-C)."""
+    """A signal stopped a run: Ctrl-C, a notebook's stop button, or a machine that is taken away."""
 
-    exit_status = 130  # 128 + SIGINT, as shells have it
+    def __init__(self, message: str, signal_number: int) -> None:  # noqa: D107
+        super().__init__(message)
+        self.exit_status = 128 + signal_number  # as shells have it

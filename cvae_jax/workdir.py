@@ -1,25 +1,87 @@
-"""The small files of a run's folder: config.json, which says what it is, and metrics.csv."""
+"""The small files of a run's folder: config.json, which says what it is, metrics.csv, the lock."""
 
+import contextlib
 import csv
-import dataclasses
+import errno
 import io
-import json
-import reprlib
+import os
 import shlex
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cvae_jax import __version__
-from cvae_jax.config import RunConfig, TrainConfig
-from cvae_jax.files import whole_file
-from cvae_jax.types import CheckpointError, ConfigError, EpochMetrics
+from filelock import FileLock, Timeout
+
+from cvae_jax import records
+from cvae_jax.config import RunConfig
+from cvae_jax.files import reason, remove_leftovers, whole_file
+from cvae_jax.types import CheckpointError, ConfigError, EpochMetrics, UserError
+
+CHECKPOINTS = "checkpoints"
+SAMPLES = "samples"
+LOSS = "loss.png"
 
 _CONFIG = "config.json"
 _METRICS = "metrics.csv"
+_NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_LOCK, _HOLDER = ".lock", ".lock_holder"
 
 
-def claim(workdir: Path, config: RunConfig) -> None:
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Keep a workdir for this process alone, and clear away what a killed one left half-written.
+
+    The operating system holds the lock, so it is free as soon as its process is gone, however
+    that ended.
+
+    Raises:
+        UserError: another process trains there; the message says which, and on what host.
+    """
+    with _acquire(workdir):
+        with whole_file(workdir / _HOLDER) as file:
+            file.write(f"process {os.getpid()} on host {socket.gethostname()}".encode())
+        for pattern in (_HOLDER, _CONFIG, _METRICS, LOSS):
+            remove_leftovers(workdir, pattern)
+        remove_leftovers(workdir / SAMPLES, "*")
+        try:
+            yield
+        finally:
+            (workdir / _HOLDER).unlink(missing_ok=True)
+
+
+def require_unlocked(workdir: Path) -> None:
+    """Refuse a workdir that another process trains in, without writing anything.
+
+    Raises:
+        UserError: as in `lock`.
+    """
+    if (workdir / _LOCK).exists():
+        with _acquire(workdir):
+            pass
+
+
+def _acquire(workdir: Path) -> contextlib.AbstractContextManager[Any]:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        return FileLock(workdir / _LOCK, timeout=0).acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{workdir} is being trained in by {_read_holder(workdir)}; wait for it, stop it, or "
+            "choose another --workdir"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{workdir} can't be locked: {reason(error, workdir)}") from error
+
+
+def _read_holder(workdir: Path) -> str:
+    try:
+        return (workdir / _HOLDER).read_text(encoding="utf-8", errors="replace")[:200]
+    except OSError:
+        return "another process"
+
+
+def claim(workdir: Path, run: RunConfig) -> None:
     """Write config.json into a fresh folder, or check that the one there asks for the same.
 
     Raises:
@@ -27,17 +89,13 @@ def claim(workdir: Path, config: RunConfig) -> None:
         CheckpointError: it can't be read.
     """
     if not (workdir / _CONFIG).exists():
-        content = {"version": __version__, **_to_json(config)}
         with whole_file(workdir / _CONFIG) as file:
-            file.write((json.dumps(content, indent=2) + "\n").encode())
+            file.write(records.encode(run))
         return
-    there, asked = _to_json(read_config(workdir)), _to_json(config)
-    differing = [name for name in asked if there[name] != asked[name]]
-    if differing:
-        fields = ", ".join(f"{name} {there[name]} (asked: {asked[name]})" for name in differing)
+    if differing := records.differences(read_config(workdir), run):
         raise ConfigError(
-            f"{workdir} holds a run with other settings: {fields}; give the same ones, or another "
-            "--workdir"
+            f"{workdir} holds a run with other settings: {differing}; give the same ones, or "
+            "another --workdir"
         )
 
 
@@ -45,33 +103,23 @@ def read_config(workdir: Path) -> RunConfig:
     """Read config.json as data.
 
     Raises:
-        CheckpointError: it is not there, or is not what `claim` writes.
+        ConfigError: there is none, so this is no workdir.
+        CheckpointError: it is not what `claim` writes.
     """
     path = workdir / _CONFIG
-    if not path.exists():
-        raise CheckpointError(
-            f"no trained model in {workdir}; make one with: "
-            f"python scripts/train.py --workdir {shlex.quote(str(workdir))}"
-        )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        train = TrainConfig(
-            **{
-                field.name: _typed(content[field.name], type(field.default), field.name)
-                for field in dataclasses.fields(TrainConfig)
-            }
-        )
-        height, width, channels = (
-            _typed(size, int, "image_shape") for size in content["image_shape"]
-        )
-        return RunConfig(
-            train=train,
-            image_shape=(height, width, channels),
-            num_classes=_typed(content["num_classes"], int, "num_classes"),
-            data_sha256=_typed(content["data_sha256"], str, "data_sha256"),
-        )
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
-        raise CheckpointError(f"{path} can't be read ({error}); was it changed?") from error
+        return records.decode_run(path.read_bytes())
+    except (OSError, records.RecordError) as error:
+        if getattr(error, "errno", None) in _NO_SUCH_PLACE:
+            raise ConfigError(
+                f"no trained model in {workdir}; make one with: {train_command(workdir)}"
+            ) from error
+        raise CheckpointError(f"{path} can't be read: {reason(error)}") from error
+
+
+def train_command(workdir: Path) -> str:
+    """Give the command that trains in a folder."""
+    return f"python scripts/train.py --workdir {shlex.quote(str(workdir))}"
 
 
 def write_metrics(workdir: Path, history: Sequence[EpochMetrics]) -> None:
@@ -83,17 +131,3 @@ def write_metrics(workdir: Path, history: Sequence[EpochMetrics]) -> None:
         writer.writerow(f"{value:.4f}" if isinstance(value, float) else value for value in row)
     with whole_file(workdir / _METRICS) as file:
         file.write(text.getvalue().encode())
-
-
-def _to_json(config: RunConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config.train) | {
-        "image_shape": list(config.image_shape),
-        "num_classes": config.num_classes,
-        "data_sha256": config.data_sha256,
-    }
-
-
-def _typed(value: Any, kind: type, name: str) -> Any:
-    if type(value) is not kind:
-        raise TypeError(f"{name} is {reprlib.repr(value)}, expected {kind.__name__}")
-    return value

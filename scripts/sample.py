@@ -1,14 +1,16 @@
 """Draw samples from a trained model: `python scripts/sample.py --digit 6`."""
 
 from cvae_jax import cli
-from cvae_jax.config import SampleOptions
 
 
 def main() -> None:
     """Parse the arguments, then draw."""
+    # The rest is imported once Ctrl-C ends in a line, and what is slow after the arguments.
     with cli.one_line_errors():
+        from cvae_jax.config import SampleOptions
+
         options = cli.parse(SampleOptions)
-        from cvae_jax import drawing  # only now, so that --help and errors come at once
+        from cvae_jax import drawing
 
         drawing.draw(options)
 

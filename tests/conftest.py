@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from hypothesis import settings
 
 from cvae_jax.batches import put_on_device
 from cvae_jax.config import ModelConfig, RunConfig, TrainConfig
@@ -21,6 +22,16 @@ from cvae_jax.training import init_state
 from cvae_jax.types import Dataset, Params, Splits, TrainState
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same inputs in every run; `FUZZ_EXAMPLES=100000 python -m pytest -m fuzz` tries more of them.
+settings.register_profile(
+    "ours",
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")),
+    derandomize=True,
+    deadline=None,
+    database=None,
+)
+settings.load_profile("ours")
 
 SMALL = ModelConfig(image_shape=(28, 28, 1), num_classes=10, hidden_dim=32, latent_dim=5)
 

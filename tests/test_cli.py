@@ -1,48 +1,54 @@
+import contextlib
+import dataclasses
 import io
+import os
 import runpy
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import cvae_jax
 from cvae_jax import cli
+from cvae_jax.config import RunOptions, SampleOptions, TrainConfig
 from cvae_jax.types import (
     CheckpointError,
     ConfigError,
     DataError,
-    InterruptedRunError,
     UserError,
 )
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "train": (RunOptions, TrainConfig),
+    "sample": (SampleOptions,),
+}
 OPTIONS = {
-    "train": [
-        "--epochs",
-        "--workdir",
-        "--dataset",
-        "--data-dir",
-        "--batch-size",
-        "--learning-rate",
-        "--hidden-dim",
-        "--latent-dim",
-        "--seed",
-        "--sample-every",
-        "--checkpoint-every",
-        "--source",
-    ],
-    "sample": ["--digit", "--num", "--seed", "--workdir", "--step", "--out", "--npz", "--show"],
+    script: [
+        f"--{field.name.replace('_', '-')}"
+        for settings in classes
+        for field in dataclasses.fields(settings)
+    ]
+    for script, classes in SETTINGS.items()
 }
 NO_WHOLE_NUMBER = ["", "x", "1.5", "1e3", "nan", "inf"]
 NO_COUNT = [*NO_WHOLE_NUMBER, "0", "-1", "2147483648", "9" * 30]
+NO_DIM = [*NO_WHOLE_NUMBER, "0", "-1", "65537", "9" * 30]
 NO_SEED = [*NO_WHOLE_NUMBER, "-1", "4294967296", "9" * 30]
 BAD: dict[tuple[str, str], list[str]] = {
     ("train", "--epochs"): NO_COUNT,
     ("train", "--dataset"): ["", " ", "../mnist", ".hidden", "/mnist", "a//b", "a b", "a\nb"],
     ("train", "--batch-size"): NO_COUNT,
     ("train", "--learning-rate"): ["", "x", "0", "-1", "nan", "inf", "-inf", "1e999", "1e-999"],
-    ("train", "--hidden-dim"): NO_COUNT,
-    ("train", "--latent-dim"): NO_COUNT,
+    ("train", "--workdir"): [""],  # any other text may be a path
+    ("train", "--data-dir"): [""],
+    ("train", "--hidden-dim"): NO_DIM,
+    ("train", "--latent-dim"): NO_DIM,
     ("train", "--seed"): NO_SEED,
     ("train", "--sample-every"): NO_COUNT,
     ("train", "--checkpoint-every"): NO_COUNT,
@@ -50,6 +56,8 @@ BAD: dict[tuple[str, str], list[str]] = {
     ("sample", "--digit"): NO_WHOLE_NUMBER,
     ("sample", "--num"): NO_COUNT,
     ("sample", "--seed"): NO_SEED,
+    ("sample", "--workdir"): [""],
+    ("sample", "--show"): ["", "yes", "0", "True"],
     ("sample", "--step"): [*NO_WHOLE_NUMBER, "-1", "9" * 30],
     ("sample", "--out"): ["", "x", "0", "nan", "digit.jpg", "png"],
     ("sample", "--npz"): ["", "x", "0", "nan", "digits.npy", "npz"],
@@ -79,11 +87,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Give a function that runs a script: exit status, standard output and error.
 
     What trains and draws can't be imported, so that a value that gets past the checks fails
-    the test and starts nothing.
+    the test and starts nothing. Nothing may be written before that either.
     """
     monkeypatch.chdir(tmp_path)
-    for module in ("cvae_jax.experiment", "cvae_jax.drawing"):
-        monkeypatch.setitem(sys.modules, module, None)
+    for module in ("experiment", "drawing"):
+        monkeypatch.setitem(sys.modules, f"cvae_jax.{module}", None)
+        monkeypatch.delattr(cvae_jax, module, raising=False)
 
     def run(
         script: str, *arguments: str, encoding: str = "utf-8", is_terminal: bool = False
@@ -95,6 +104,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setattr(sys, "stdout", output)
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(path, run_name="__main__")
+        assert list(tmp_path.iterdir()) == []
         return stop.value.code, output.text(), capsys.readouterr().err
 
     return run
@@ -114,6 +124,10 @@ def assert_refused(ended: tuple[int | str | None, str, str], *words: str) -> Non
     assert [word for word in words if word not in line] == []
 
 
+def test_every_option_has_its_bad_values() -> None:
+    assert set(BAD) == {(script, option) for script in OPTIONS for option in OPTIONS[script]}
+
+
 @pytest.mark.parametrize(
     ("script", "option", "value"),
     [(script, option, value) for (script, option), values in BAD.items() for value in values],
@@ -121,7 +135,19 @@ def assert_refused(ended: tuple[int | str | None, str, str], *words: str) -> Non
 def test_a_bad_value_is_refused_in_a_line_that_names_the_option(
     script: str, option: str, value: str, run: Run
 ) -> None:
-    assert_refused(run(script, option, value), option)
+    # Of a flag, which takes no value, it is the value that is unknown.
+    assert_refused(run(script, option, value), value if option == "--show" else option)
+
+
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [(script, option) for script, options in OPTIONS.items() for option in options],
+)
+def test_an_empty_value_is_refused_in_either_way_to_write_it(
+    script: str, option: str, run: Run
+) -> None:
+    assert_refused(run(script, option, ""), f"{option} ''", "is empty")
+    assert_refused(run(script, f"{option}="), f"{option}=''", "is empty")
 
 
 @pytest.mark.parametrize(
@@ -129,8 +155,8 @@ def test_a_bad_value_is_refused_in_a_line_that_names_the_option(
     [(script, option) for script, options in OPTIONS.items() for option in options],
 )
 def test_an_option_needs_its_value(script: str, option: str, run: Run) -> None:
-    arguments = (option, "yes") if option == "--show" else (option,)
-    assert_refused(run(script, *arguments), "yes" if option == "--show" else option)
+    if option != "--show":
+        assert_refused(run(script, option), option)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +237,6 @@ def test_help_and_errors_come_before_anything_large_is_imported(
         (DataError("what to do"), 1),
         (CheckpointError("what to do"), 1),
         (ConfigError("what to do"), 2),
-        (InterruptedRunError("what to do"), 130),
     ],
 )
 def test_an_error_of_the_user_is_a_line_and_an_exit_status(
@@ -230,6 +255,110 @@ def test_control_c_ends_as_the_shell_expects(capsys: pytest.CaptureFixture[str])
     assert isinstance(stop.value, SystemExit)
     assert stop.value.code == 130
     assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_sigterm_ends_as_the_shell_expects(capsys: pytest.CaptureFixture[str]) -> None:
+    cleaned: list[str] = []
+
+    @contextlib.contextmanager
+    def cleaning_up() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            cleaned.append("all")
+
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors(), cleaning_up():
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.value.code == 143
+    assert capsys.readouterr() == ("", "stopped\n")
+    assert cleaned == ["all"]
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None])
+def test_the_handler_of_sigterm_is_put_back(before: Any) -> None:
+    old = signal.signal(signal.SIGTERM, before)
+    try:
+        with cli.one_line_errors():
+            assert signal.getsignal(signal.SIGTERM) is not before
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def test_errors_are_one_line_in_a_thread_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        with contextlib.suppress(SystemExit), cli.one_line_errors():
+            raise UserError("what to do")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert capsys.readouterr() == ("", "error: what to do\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "line"),
+    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "stopped\n")],
+)
+@pytest.mark.parametrize("module", ["jax", "tyro"])
+@pytest.mark.parametrize("script", OPTIONS)
+def test_a_signal_while_a_script_is_being_imported_is_one_line(
+    script: str, module: str, number: signal.Signals, status: int, line: str, tmp_path: Path
+) -> None:
+    # A job in the background of a shell ignores Ctrl-C, and so would what it starts.
+    unignored = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import signal\n{unignored}\nsignal.raise_signal({int(number)})\n"
+    (tmp_path / f"{module}.py").write_text(code)
+    paths = os.pathsep.join([str(tmp_path), str(SCRIPTS.parent)])
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / f"{script}.py", "--help"],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", line)
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\rb", "a\x1b[2Jb", "a\udcffb", "a\u2028b"])
+def test_whatever_a_path_holds_its_error_is_one_plain_line(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), cli.one_line_errors():
+        raise UserError(text)
+    assert capsys.readouterr().err == f"error: {ascii(text)[1:-1]}\n"
+
+
+@pytest.mark.parametrize("text", ["Zürich", "数字", "\udcff"])
+def test_a_path_can_be_printed_where_the_output_has_no_such_letters(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Terminal("ascii", is_terminal=False)
+    monkeypatch.setattr(sys, "stdout", output)
+    with cli.one_line_errors():
+        print(text)
+    assert output.text() == f"{ascii(text)[1:-1]}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("script", OPTIONS)
+def test_an_output_that_is_full_is_one_line(script: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, SCRIPTS / f"{script}.py", "--help"],
+            env=os.environ | {"PYTHONPATH": str(SCRIPTS.parent)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    expected = "error: the standard output can't be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, expected)
+
+
+def test_an_error_of_a_file_that_is_no_users_keeps_its_traceback() -> None:
+    with pytest.raises(FileNotFoundError), cli.one_line_errors():
+        Path("nowhere/file").read_bytes()
 
 
 def test_too_little_memory_is_answered_with_what_to_make_smaller(

@@ -1,3 +1,4 @@
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +7,7 @@ import jax
 import pytest
 
 from cvae_jax import devices
-from cvae_jax.types import UserError
+from cvae_jax.types import ConfigError, UserError
 
 TPU_V5E = ("0x1ae0", "0x0063", "0xff0000")
 GOOGLE_NETWORK_CARD = ("0x1ae0", "0x0042", "0x020000")
@@ -143,3 +144,64 @@ def test_an_accelerator_that_is_held_by_another_process_is_one_line(
     monkeypatch.setattr(jax, "devices", refuse)
     with pytest.raises(UserError, match=r"'tpu': in use.*another process"):
         devices.describe()
+
+
+class Device:
+    """A device that has, or does not say that it has, some memory."""
+
+    def __init__(self, stats: dict[str, int] | None) -> None:
+        self.stats = stats
+
+    def memory_stats(self) -> dict[str, int] | None:
+        return self.stats
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Give a function that sets what the first device and the machine say of their memory."""
+
+    def set_memory(stats: dict[str, int] | None, pages: int) -> None:
+        monkeypatch.setattr(jax, "local_devices", lambda: [Device(stats), Device(None)])
+        sizes = {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 1000}
+        monkeypatch.setattr(os, "sysconf", sizes.__getitem__, raising=False)
+
+    return set_memory
+
+
+@pytest.mark.parametrize(
+    ("stats", "on_device", "most"),
+    [
+        ({"bytes_limit": 2_500_000_000}, True, 2_500_000_000),
+        ({"bytes_limit": 2_500_000_000}, False, 4_000_000_000),
+        ({"bytes_in_use": 1}, True, 4_000_000_000),
+        (None, True, 4_000_000_000),
+        (None, False, 4_000_000_000),
+    ],
+)
+def test_what_never_fits_the_memory_is_refused_with_both_sizes(
+    stats: dict[str, int] | None, on_device: bool, most: int, memory: Callable[..., None]
+) -> None:
+    memory(stats, pages=4_000_000)
+    devices.require_memory(most, "--num 9", on_device=on_device)
+    expected = rf"^--num 9 can't be used: .* {most / 1e9} GB; choose less"
+    with pytest.raises(ConfigError, match=expected):
+        devices.require_memory(most + 1, "--num 9", on_device=on_device)
+    with pytest.raises(ConfigError, match=r" 1,000,000,000\.0 GB of memory are needed"):
+        devices.require_memory(10**18, "--num 9", on_device=on_device)
+
+
+@pytest.mark.parametrize("error", [AttributeError, ValueError, OSError])
+def test_nothing_is_refused_where_the_machine_does_not_say_what_it_has(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: str) -> int:
+        raise error
+
+    monkeypatch.setattr(os, "sysconf", refuse, raising=False)
+    devices.require_memory(10**30, "--num 9")
+
+
+def test_this_machine_has_some_memory_and_not_endlessly_much() -> None:
+    devices.require_memory(1, "--num 9")
+    with pytest.raises(ConfigError):
+        devices.require_memory(10**18, "--num 9")

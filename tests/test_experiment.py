@@ -1,19 +1,39 @@
+import contextlib
 import csv
 import dataclasses
 import json
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from matplotlib.image import imread
 
-from cvae_jax import checkpoints, data, devices, experiment, workdir
+from cvae_jax import (
+    checkpoints,
+    data,
+    devices,
+    experiment,
+    programs,
+    progress,
+    records,
+    stopping,
+    workdir,
+)
 from cvae_jax.config import RunConfig, RunOptions, TrainConfig
 from cvae_jax.programs import build_programs
-from cvae_jax.types import ConfigError, InterruptedRunError, LossSums, Splits, TrainState, UserError
+from cvae_jax.types import (
+    ConfigError,
+    InterruptedRunError,
+    Splits,
+    TrainState,
+    UserError,
+)
 from tests.conftest import assert_trees_equal
 
 CONFIG = TrainConfig(hidden_dim=32, latent_dim=5, seed=0)
@@ -32,10 +52,9 @@ def train(folder: Path, epochs: int, config: TrainConfig = CONFIG, every: int = 
 
 def final_state(folder: Path, run: RunConfig, splits: Splits) -> TrainState:
     like = jax.eval_shape(build_programs(run, splits).init)
-    with checkpoints.open_manager(folder / "checkpoints") as manager:
-        restored = checkpoints.restore_latest(manager, like)
-    assert restored is not None
-    return restored[0]
+    newest = checkpoints.find_newest(folder / "checkpoints")
+    assert newest is not None
+    return checkpoints.restore(newest, like, run)[0]
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
@@ -94,24 +113,52 @@ def test_a_run_in_parts_equals_a_run_in_one_go_to_the_bit(
         assert whole_picture.read_bytes() == part_picture.read_bytes()
 
 
-def test_a_stopped_run_goes_on_from_its_newest_checkpoint(
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after", [1, 3, 4, 11])
+def test_a_signal_saves_the_run_and_the_same_command_goes_on_from_there(
+    number: signal.Signals,
+    after: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     small_run: RunConfig,
     small_splits: Splits,
 ) -> None:
+    monkeypatch.setattr(programs, "_DISPATCH_FLOPS_CPU", 1e8)  # two steps in a dispatch
     train(tmp_path / "whole", epochs=4)
+    read = 0
+    original = progress.require_finite
 
-    def stop(folder: Path, history: list[object]) -> None:
-        if len(history) == 3:
-            raise KeyboardInterrupt
+    def require_finite(*arguments: Any, **options: Any) -> None:
+        nonlocal read
+        read += 1
+        if read == after:
+            signal.raise_signal(number)
+            while stop is not None and not stop():
+                time.sleep(0.01)
+        original(*arguments, **options)
+
+    stop: Callable[[], int | None] | None = None
+    watch = stopping.watch
+
+    @contextlib.contextmanager
+    def watch_too() -> Iterator[Callable[[], int | None]]:
+        nonlocal stop
+        with watch() as stop:
+            yield stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(workdir, "write_metrics", stop)
-        with pytest.raises(InterruptedRunError, match="the same command goes on after epoch 2,"):
+        patch.setattr(experiment, "require_finite", require_finite)
+        patch.setattr(stopping, "watch", watch_too)
+        with pytest.raises(InterruptedRunError, match="goes on from there") as caught:
             train(tmp_path / "parts", epochs=4)
-    assert checkpoints.list_steps(tmp_path / "parts" / "checkpoints") == [16]
+    assert caught.value.exit_status == 128 + number
+    saved = checkpoints.list_steps(tmp_path / "parts" / "checkpoints")[-1]
+    # The dispatch being read and the one in flight were finished, no other was sent.
+    assert saved == 2 * (after + 1)
+    assert f"{number.name}: saving" in capsys.readouterr().err
     train(tmp_path / "parts", epochs=4)
+    assert f"going on after epoch {saved // 8}" in capsys.readouterr().out
     assert_trees_equal(
         final_state(tmp_path / "whole", small_run, small_splits),
         final_state(tmp_path / "parts", small_run, small_splits),
@@ -148,14 +195,6 @@ def test_other_data_under_the_same_name_is_refused(
         train(tmp_path, epochs=2)
 
 
-def test_the_mean_counts_every_image_once() -> None:
-    pieces = [
-        LossSums(*(jnp.array(values, jnp.float32) for values in ([10, 20], [1, 2], [4, 4]))),
-        LossSums(*(jnp.array(values, jnp.float32) for values in ([6, 0], [3, 0], [1, 0]))),
-    ]
-    assert experiment._mean_terms(pieces) == (36 / 9, 6 / 9)
-
-
 def test_an_unused_accelerator_is_announced_loudly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,20 +203,48 @@ def test_an_unused_accelerator_is_announced_loudly(
     assert "WARNING: there is a TPU" in capsys.readouterr().out
 
 
-def test_reading_lags_one_item_behind() -> None:
-    made: list[int] = []
-
-    def make() -> Iterator[int]:
-        for number in range(4):
-            made.append(number)
-            yield number
-
-    seen = [(item, len(made)) for item in experiment._one_behind(make())]
-    assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first_batch", [1, 3])
+def test_a_loss_that_is_not_finite_ends_the_run_at_its_step_and_is_not_saved(
+    first_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path, epochs=first_batch - 1) if first_batch > 1 else None
     config = dataclasses.replace(CONFIG, learning_rate=1e20)
-    with pytest.raises(UserError, match="the loss of epoch 1 is not a finite number"):
-        train(tmp_path, epochs=4, config=config, every=1)
+    monkeypatch.setattr(workdir, "claim", lambda *_: None)
+    monkeypatch.setattr(records, "differences", lambda *_: "")
+    step = 8 * (first_batch - 1) + 2  # the first one with weights of that learning rate
+    before = checkpoints.list_steps(tmp_path / "checkpoints")
+    expected = rf"the loss of step {step} is (nan|inf) \(epoch {first_batch}, batch 2\)"
+    with pytest.raises(UserError, match=expected):
+        train(tmp_path, epochs=5, config=config, every=1)
+    assert checkpoints.list_steps(tmp_path / "checkpoints") == before
+    assert "nan" not in (tmp_path / "metrics.csv").read_text() if before else True
+
+
+def test_a_gradient_that_overflows_ends_the_run_though_its_loss_is_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_adam = optax.adam
+
+    def adam(learning_rate: float) -> optax.GradientTransformation:
+        overflow = optax.stateless(
+            lambda gradient, _: jax.tree.map(lambda leaf: leaf * 1e30, gradient)
+        )
+        return optax.chain(overflow, plain_adam(learning_rate))
+
+    monkeypatch.setattr(optax, "adam", adam)  # whose mean of squares is then infinite
+    with pytest.raises(UserError, match=r"averages are not all finite after step 8 \(epoch 1"):
+        train(tmp_path, epochs=2, every=1)
     assert checkpoints.list_steps(tmp_path / "checkpoints") == []
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_more_steps_than_can_be_counted_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--epochs 300000000 .* choose 1 to 268435455"):
+        train(tmp_path / "new", epochs=300_000_000)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_second_trainer_is_refused_before_it_touches_anything(tmp_path: Path) -> None:
+    with workdir.lock(tmp_path), pytest.raises(UserError, match="is being trained in by process"):
+        train(tmp_path, epochs=1)
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}

@@ -14,9 +14,9 @@ PACKAGE = Path(cvae_jax.__file__).parent
 # Imports run from a row to rows above it only; modules of one row don't import each other.
 LAYERS = [
     {"__init__", "types"},
-    {"config", "files", "keys", "devices"},
-    {"idx", "models", "batches", "workdir", "checkpoints", "figures", "cli"},
-    {"tfds_source", "objective", "sampling"},
+    {"config", "files", "keys", "devices", "progress", "stopping"},
+    {"records", "idx", "models", "batches", "figures", "cli"},
+    {"workdir", "checkpoints", "tfds_source", "objective", "sampling"},
     {"data", "training", "evaluation"},
     {"programs", "drawing"},
     {"experiment"},

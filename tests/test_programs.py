@@ -1,3 +1,6 @@
+import math
+from collections.abc import Callable, Iterator
+
 import jax
 import numpy as np
 import pytest
@@ -5,30 +8,36 @@ import pytest
 from cvae_jax import programs
 from cvae_jax.batches import NO_EXAMPLE
 from cvae_jax.config import RunConfig
-from cvae_jax.types import Splits
+from cvae_jax.programs import Dispatch
+from cvae_jax.types import Splits, TrainState
+from tests.conftest import assert_trees_equal
 
 
-def test_an_epoch_in_dispatches_has_every_image_once(
-    small_run: RunConfig, small_splits: Splits, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("first_row", [0, 1, 3, 7])
+def test_the_rest_of_an_epoch_in_dispatches_has_every_image_of_it_once(
+    first_row: int, small_run: RunConfig, small_splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The least arithmetic that a dispatch may hold: a few steps each.
     monkeypatch.setattr(programs, "_DISPATCH_FLOPS_CPU", 1e8)
     run_programs = programs.build_programs(small_run, small_splits)
-    order = np.asarray(run_programs.order(0))
-    assert order.ndim == 3
-    assert len(order) > 1
-    assert order.shape[-1] == 128
-    np.testing.assert_array_equal(np.sort(order[order != NO_EXAMPLE]), np.arange(1000))
+    dispatches = run_programs.order(2, first_row)
+    assert len({len(rows) for rows in dispatches[:-1]}) <= 1
+    assert first_row > 3 or len(dispatches) > 1
+    rest = np.concatenate(dispatches)
+    whole = np.concatenate(run_programs.order(2, 0))
+    np.testing.assert_array_equal(rest, whole[first_row:])
+    np.testing.assert_array_equal(np.sort(whole[whole != NO_EXAMPLE]), np.arange(1000))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 467, 469, 5469])
 @pytest.mark.parametrize("flops", [1.0, 8e8, 4e10, 1e14])
-def test_dispatches_are_short_enough_and_waste_little(steps: int, flops: float) -> None:
+def test_dispatches_are_short_enough_and_even_where_they_can_be(steps: int, flops: float) -> None:
     length = programs._steps_per_dispatch(steps, flops)
-    num_dispatches = -(-steps // length)
     assert 1 <= length <= steps
     assert length * flops <= max(programs._DISPATCH_FLOPS_CPU, flops) or length == 1
-    assert num_dispatches * length - steps < max(2, 0.2 * steps)
+    fewest = min(math.ceil(steps * flops / programs._DISPATCH_FLOPS_CPU), steps)
+    divisors = [number for number in range(fewest, 2 * fewest) if steps % number == 0]
+    assert steps % length == 0 or not divisors
 
 
 def test_the_original_is_cut_without_any_waste() -> None:
@@ -43,7 +52,7 @@ def test_all_of_a_run_is_a_function_of_its_configuration(
     for _ in range(2):
         run_programs = programs.build_programs(small_run, small_splits)
         state = run_programs.init()
-        for rows in run_programs.order(0):
+        for rows in run_programs.order(0, 0):
             state, _ = run_programs.train(state, rows)
         label = np.arange(4, dtype=np.int32)
         results.append(
@@ -51,3 +60,50 @@ def test_all_of_a_run_is_a_function_of_its_configuration(
         )
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_work_is_sent_up_to_the_last_epoch_or_until_a_stop(
+    small_run: RunConfig, small_splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "_DISPATCH_FLOPS_CPU", 1e8)
+    run_programs = programs.build_programs(small_run, small_splits)
+
+    def send(state: TrainState, is_stopped: Callable[[], bool]) -> list[Dispatch]:
+        return list(
+            programs.dispatch_epochs(run_programs, state, 2, lambda epoch: epoch == 1, is_stopped)
+        )
+
+    whole = send(run_programs.init(), lambda: False)
+    per_epoch = len(run_programs.order(0, 0))
+    assert per_epoch > 2
+    assert len(whole) == 2 * per_epoch
+    assert [one.test is not None for one in whole] == 2 * [*(per_epoch - 1) * [False], True]
+    assert whole[-1].step == int(whole[-1].state.step) == 16
+    # Kept is the end of the first epoch and, as nothing comes after it, of the second one.
+    deleted = [one.state.step.is_deleted() for one in whole]
+    assert [not gone for gone in deleted] == [one.test is not None for one in whole]
+
+    calls = iter([False] * (per_epoch + 1) + [True])
+    part = send(run_programs.init(), lambda: next(calls))
+    assert len(part) == per_epoch + 1
+    rest = send(part[-1].state, lambda: False)
+    assert_trees_equal(rest[-1].state, whole[-1].state)
+    in_parts, in_one_go = (
+        np.concatenate([one.train.loss for one in pieces]) for pieces in (part + rest, whole)
+    )
+    np.testing.assert_array_equal(in_parts, in_one_go)
+    assert send(rest[-1].state, lambda: False) == []
+
+
+def test_reading_lags_one_item_behind() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> Iterator[int]:
+        for item in range(number):
+            made.append(item)
+            yield item
+
+    seen = [(item, len(made)) for item in programs.one_behind(make(4))]
+    assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]
+    assert list(programs.one_behind(make(1))) == [0]
+    assert list(programs.one_behind(make(0))) == []

@@ -1,6 +1,8 @@
 """The two commands of the README, as a user types them, on all of MNIST."""
 
 import csv
+import dataclasses
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from cvae_jax.config import RunOptions
 from cvae_jax.data import load_dataset
+from tests.test_files import contents
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -38,7 +42,8 @@ def test_one_epoch_reaches_what_the_original_reaches(home: Path) -> None:
 
 
 def test_the_workdir_holds_what_the_readme_says(home: Path) -> None:
-    assert {path.name for path in (home / "runs/mnist").iterdir()} == {
+    # The lock is free, yet its file stays: to delete it could let two processes have it.
+    assert {path.name for path in (home / "runs/mnist").iterdir()} - {".lock"} == {
         "config.json",
         "metrics.csv",
         "loss.png",
@@ -103,7 +108,8 @@ def test_the_same_seed_draws_the_same_images(home: Path) -> None:
         (("--digit", -1), 2, "--digit -1 does not exist in mnist; choose 0 to 9"),
         (("--step", 5), 2, "--step 5 is not in runs/mnist/checkpoints; choose one of [469]"),
         (("--num", 10**6), 2, "too many for a picture"),
-        (("--workdir", "none"), 1, "python scripts/train.py --workdir none"),
+        (("--out", "runs/mnist/config.json/a.png"), 2, "runs/mnist/config.json is a file"),
+        (("--workdir", "none"), 2, "python scripts/train.py --workdir none"),
     ],
 )
 def test_a_mistake_gets_one_line(
@@ -113,3 +119,46 @@ def test_a_mistake_gets_one_line(
     assert done.returncode == status
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+NO_FOLDER = ["file", "file/below", "loop", "loop/below", "~nosuchuser", "x" * 300, "x/" * 3000]
+BAD_PATHS = {
+    "workdir": [*NO_FOLDER, "link to nothing", "link to nothing/below", "device"],
+    "data_dir": [*NO_FOLDER, "nowhere", "link to nothing", "device"],
+}
+
+
+def test_every_path_that_training_takes_is_tried_here() -> None:
+    paths = {field.name for field in dataclasses.fields(RunOptions) if "Path" in str(field.type)}
+    assert paths == set(BAD_PATHS)
+
+
+@pytest.mark.parametrize(
+    ("option", "path"),
+    [(option, path) for option, paths in BAD_PATHS.items() for path in paths],
+    ids=lambda value: value[:20],
+)
+def test_a_path_that_training_cannot_use_gets_one_line_and_nothing_is_made(
+    option: str,
+    path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "device").symlink_to("/dev/null")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link to nothing").symlink_to("nothing")
+    before = contents(tmp_path)
+    script, name = str(SCRIPTS / "train.py"), f"--{option.replace('_', '-')}"
+    source = ["--source", "idx"] if option == "data_dir" else []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, name, path, *source])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(script, run_name="__main__")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2, error
+    assert error.startswith("error: ")
+    assert f"{name} {Path(path)} " in error
+    assert error.count("\n") == 1
+    assert contents(tmp_path) == before

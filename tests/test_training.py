@@ -91,24 +91,15 @@ def test_a_short_batch_trains_as_if_it_had_no_filling(
     assert_trees_equal((state, sums), (same_state, same_sums))
 
 
-def test_an_empty_row_can_be_skipped(
-    model: CVAE,
-    optimizer: optax.GradientTransformation,
-    make_state: MakeState,
-    train_set: Dataset,
-    order: jax.Array,
-) -> None:
-    train_steps = jax.jit(
-        partial(training.train_steps, model=model, optimizer=optimizer, skip_empty_rows=True)
-    )
-    empty = jnp.full_like(order[:1], NO_EXAMPLE)
-    key = jax.random.key(1)
-    state, _ = train_steps(make_state(), key, train_set, order[:3])
-    with_empty, sums = train_steps(
-        make_state(), key, train_set, jnp.concatenate([order[:2], empty, order[2:3]])
-    )
-    assert_trees_equal(state, with_empty)
-    np.testing.assert_array_equal(sums.num_examples, [128, 128, 0, 128])
+def test_a_state_is_finite_only_if_every_number_is(make_state: MakeState) -> None:
+    state = make_state()
+    assert training.is_finite(state)
+    leaves, structure = jax.tree.flatten(state)
+    for index, leaf in enumerate(leaves):
+        for value in (jnp.inf, -jnp.inf, jnp.nan):
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                spoilt = [*leaves[:index], leaf.ravel().at[-1].set(value), *leaves[index + 1 :]]
+                assert not training.is_finite(jax.tree.unflatten(structure, spoilt))
 
 
 @pytest.mark.parametrize("pieces", [[8], [1, 7], [3, 3, 2], [1] * 8])

@@ -1,0 +1,115 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cvae_jax import stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_request(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with stopping.watch() as requested:
+        assert requested() is None
+        signal.raise_signal(number)
+        while requested() is None:
+            time.sleep(0.01)
+        assert requested() == number
+    assert f"{number.name}: saving" in capsys.readouterr().err
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_without_signals_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = threading.active_count()
+    with stopping.watch() as requested:
+        assert requested() is None
+    assert capsys.readouterr().err == ""
+    assert threading.active_count() == threads
+
+
+def test_another_thread_has_no_signals_and_does_not_ask_for_them() -> None:
+    answers: list[int | None] = []
+
+    def work() -> None:
+        with stopping.watch() as requested:
+            answers.append(requested())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert answers == [None]
+
+
+WAITING = """
+import threading
+from cvae_jax import stopping
+with stopping.watch() as requested:
+    print("ready", flush=True)
+    threading.Event().wait()  # in C, as compiling or waiting for a device: no handler runs
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline() == "\n"
+        assert "SIGTERM: saving" in process.stderr.readline()
+        process.send_signal(second)
+        assert process.wait(timeout=20) == 128 + second
+
+
+TOGETHER = """
+import sys, time
+import jax
+from cvae_jax import stopping
+address, index = sys.argv[1], int(sys.argv[2])
+jax.distributed.initialize(address, num_processes=2, process_id=index)
+with stopping.watch() as requested:
+    print("ready", flush=True)
+    for dispatch in range(600):
+        if requested():
+            print("stopped after", dispatch, flush=True)
+            break
+        time.sleep(0.05 if index else 0.02)  # one is slower than the other
+jax.distributed.shutdown()
+"""
+
+
+def test_several_processes_stop_after_the_same_dispatch(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), address, str(index)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        for index in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    processes[1].send_signal(signal.SIGTERM)  # to one of the two alone
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert outputs[0][0].startswith("stopped after"), outputs
+    assert outputs[0][0] == outputs[1][0]
