@@ -19,20 +19,37 @@ from cvae_jax.types import DataError, Dataset, Splits
 
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _UNSIGNED_BYTE = 0x08
+_BLOCK = 1 << 20
 
 
 def read_bytes(path: Path) -> bytes:
     """Read a file that is plain or, by the end of its name, compressed (.gz, .xz).
 
+    Reading ends soon after what the IDX header asks for, so that a small file that unpacks to
+    more than any memory does no harm.
+
     Raises:
         DataError: it can't be read or unpacked.
     """
+    content = bytearray()
     try:
         with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-            return file.read()
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
+            while len(content) <= _promised(content) and (block := file.read(_BLOCK)):
+                content += block
+    except (OSError, EOFError, MemoryError, lzma.LZMAError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{path} can't be read: {reason}") from error
+    return bytes(content)
+
+
+def _promised(content: bytes | bytearray) -> int:
+    """Count the bytes of a whole file by its header; 0 where that is none, or not read yet."""
+    if len(content) < 4 or content[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
+        return 0
+    header = 4 + 4 * content[3]
+    if len(content) < header:
+        return 0
+    return header + math.prod(np.frombuffer(content[4:header], ">u4").tolist())
 
 
 def parse(content: bytes, name: str, num_axes: int) -> np.ndarray:
@@ -54,23 +71,16 @@ def parse(content: bytes, name: str, num_axes: int) -> np.ndarray:
             f"{content[:4].hex() or 'nothing'}, expected {magic.hex()}"
         )
     shape = tuple(np.frombuffer(content, ">u4", num_axes, offset=4).tolist())
-    if len(content) - header != math.prod(shape):
+    held, expected = len(content) - header, math.prod(shape)
+    if held != expected:
         raise DataError(
-            f"{name} holds {len(content) - header} bytes of data; "
-            f"its header, shape {shape}, asks for {math.prod(shape)}"
+            f"{name} is damaged: its header, shape {shape}, asks for {expected} bytes of data; "
+            f"it holds {'more' if held > expected else held}"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-
-
-def to_dataset(image: np.ndarray, label: np.ndarray, name: str) -> Dataset:
-    """Pair images (N, H, W) with labels (N,), both uint8, and give the images a channel axis.
-
-    Raises:
-        DataError: none at all, or their numbers differ; `name` says of what.
-    """
-    if len(image) != len(label) or image.size == 0:
-        raise DataError(f"{name} has {len(image)} images and {len(label)} labels")
-    return Dataset(image[..., np.newaxis], label.astype(np.int32))
+    try:
+        return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    except ValueError as error:  # no bytes at all, in a shape that NumPy can't count
+        raise DataError(f"{name} is damaged: no array has the shape {shape}") from error
 
 
 def _uncompressed_name(path: Path) -> str:
@@ -92,6 +102,8 @@ def _find(directory: Path, part: str) -> Path:
 def load_directory(directory: Path, digests: Mapping[str, str] | None = None) -> Splits:
     """Read the four files of a data set: {train, t10k}-{images, labels}.
 
+    The classes are those of the training labels: 0 to the largest one.
+
     Args:
         directory: the folder that holds them.
         digests: SHA-256 of each unpacked file by its name without .gz or .xz, to be checked.
@@ -100,27 +112,38 @@ def load_directory(directory: Path, digests: Mapping[str, str] | None = None) ->
         DataError: a file is missing, doubled or damaged, or the four don't fit together.
     """
     if not directory.is_dir():
-        raise DataError(f"{directory} is not a directory; it must hold four IDX files")
+        raise DataError(f"{directory} is not a folder; it must hold four IDX files")
 
-    def load(part: str, num_axes: int) -> np.ndarray:
+    def load(part: str, num_axes: int) -> tuple[np.ndarray, Path]:
         path = _find(directory, part)
         content = read_bytes(path)
         if digests and hashlib.sha256(content).hexdigest() != digests[_uncompressed_name(path)]:
             raise DataError(f"{path} is damaged: its SHA-256 is not the known one; install it anew")
-        return parse(content, str(path), num_axes)
+        return parse(content, str(path), num_axes), path
 
-    train, test = (
-        to_dataset(load(f"{split}-images", 3), load(f"{split}-labels", 1), f"{directory} ({split})")
-        for split in ("train", "t10k")
-    )
+    def load_split(split: str) -> tuple[Dataset, Path, Path]:
+        image, image_path = load(f"{split}-images", 3)
+        label, label_path = load(f"{split}-labels", 1)
+        if image.size == 0:
+            raise DataError(f"{image_path} has no images: its shape is {image.shape}")
+        if len(image) != len(label):
+            raise DataError(
+                f"{image_path} has {len(image)} images and {label_path} has {len(label)} labels; "
+                "there must be one for each"
+            )
+        return Dataset(image[..., np.newaxis], label.astype(np.int32)), image_path, label_path
+
+    train, train_images, train_labels = load_split("train")
+    test, test_images, test_labels = load_split("t10k")
     if train.image.shape[1:] != test.image.shape[1:]:
         raise DataError(
-            f"{directory} has training images of shape {train.image.shape[1:]} and test images "
-            f"of shape {test.image.shape[1:]}"
+            f"{train_images} has images of shape {train.image.shape[1:]} and {test_images} "
+            f"images of shape {test.image.shape[1:]}; they must have the same"
         )
-    return Splits(train, test, num_classes(train, test))
-
-
-def num_classes(train: Dataset, test: Dataset) -> int:
-    """Count the classes: labels run from 0 to the largest one seen."""
-    return int(max(train.label.max(), test.label.max())) + 1
+    largest, beyond = int(train.label.max()), int(test.label.max())
+    if beyond > largest:
+        raise DataError(
+            f"{test_labels} has the label {beyond}, which is outside the classes: those of "
+            f"{train_labels} are 0 to {largest}"
+        )
+    return Splits(train, test, largest + 1)

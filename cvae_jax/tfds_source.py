@@ -1,14 +1,13 @@
 """TensorFlow Datasets without TensorFlow.
 
-TFDS's own MNIST needs TensorFlow to unpack, to read IDX and to encode PNG. Here TFDS
-downloads, checks, stores and decodes; its builder is told to read IDX with our reader, to
+TFDS's own MNIST needs TensorFlow to unpack, to read IDX and to encode PNG. Here TFDS says
+what to download, stores and decodes; its builder is told to read IDX with our reader, to
 encode with Pillow and to write ArrayRecord, the format that is read without TensorFlow.
-What was decoded once is kept as packed arrays beside the prepared data set.
+Downloading is ours: TFDS waits without end for a silent server, and 204 s without a network.
 """
 
 import hashlib
 import json
-import logging
 import queue
 import re
 import threading
@@ -21,22 +20,19 @@ from tqdm import tqdm
 
 from cvae_jax import idx
 from cvae_jax.files import whole_file
-from cvae_jax.types import DataError, Dataset, Splits, UserError
+from cvae_jax.types import DataError, Dataset, Splits
 
 NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 """The data sets that can be prepared here, and the names of their TFDS builders."""
 
 _FORMAT = "array_record"
-_CACHE = "cvae_jax.npz"
-_PROBE_SECONDS = 5
+_WAIT_SECONDS = 10  # for the next part of a download
 _FILES = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
-
-_log = logging.getLogger(__name__)
 
 
 def find_prepared(name: str, data_dir: Path) -> Path | None:
@@ -58,27 +54,12 @@ def _file_format(dataset_info: Path) -> str:
         raise DataError(f"{dataset_info} can't be read: {error}; delete its folder") from error
 
 
-def load(name: str, data_dir: Path) -> Splits:
-    """Load a data set that TFDS has prepared, or fetch and prepare it first.
+def decode(directory: Path) -> Splits:
+    """Read every image of a prepared data set, in the order of the original files.
 
     Raises:
-        DataError: it is not there and can't be fetched, or what is there is damaged.
+        DataError: it is damaged.
     """
-    directory = find_prepared(name, data_dir) or _prepare(name, data_dir)
-    cache = directory / _CACHE
-    cached = _read_cache(cache)
-    if cached is not None:
-        return cached
-    splits = _decode(directory)
-    try:
-        _write_cache(cache, splits)
-    except UserError as error:  # the folder may be shared and read-only
-        _log.warning("%s; the next start has to decode the images again", error)
-    return splits
-
-
-def _decode(directory: Path) -> Splits:
-    """Read every image of a prepared data set, in the order of the original files."""
     import tensorflow_datasets as tfds
 
     def read(split: str) -> Dataset:
@@ -88,17 +69,28 @@ def _decode(directory: Path) -> Splits:
         label = np.empty(len(source), np.int32)
         for i in tqdm(range(len(source)), desc=f"decoding {split}", unit="image"):
             example = source[i]
-            image[position[i]], label[position[i]] = example["image"], example["label"]
+            image[position[i]], label[position[i]] = example["image"], int(example["label"])
         return Dataset(image, label)
 
     try:
+        features = (directory / "features.json").read_text(encoding="utf-8")
+        json.loads(features, object_hook=_refuse_foreign_classes)
         builder = tfds.builder_from_directory(directory)
         return Splits(read("train"), read("test"), builder.info.features["label"].num_classes)
     except Exception as error:  # TFDS and ArrayRecord raise what they like on a damaged file
         raise DataError(
-            f"the data set in {directory} can't be read ({_first_line(error)}); delete that "
+            f"the data set in {directory} can't be read ({first_line(error)}); delete that "
             "folder, and the next start prepares it anew"
         ) from error
+
+
+def _refuse_foreign_classes(description: dict[str, Any]) -> dict[str, Any]:
+    """Pass over a part of features.json, unless TFDS would import a module of others for it."""
+    for key in ("pythonClassName", "python_class_name", "type"):
+        name = description.get(key, "tensorflow_datasets.")
+        if not str(name).startswith("tensorflow_datasets."):
+            raise ValueError(f"features.json names the foreign class {name!r}")
+    return description
 
 
 def _original_positions(split: str, num_examples: int) -> np.ndarray:
@@ -114,70 +106,35 @@ def _original_positions(split: str, num_examples: int) -> np.ndarray:
     return np.array(sorted(range(num_examples), key=rank))
 
 
-def _write_cache(path: Path, splits: Splits) -> None:
-    with whole_file(path) as file:
-        np.savez(
-            file,
-            train_image=splits.train.image,
-            train_label=splits.train.label,
-            test_image=splits.test.image,
-            test_label=splits.test.label,
-            num_classes=splits.num_classes,
-            fingerprint=splits.fingerprint(),
-        )
+def prepare(name: str, data_dir: Path) -> Path:
+    """Download a data set and let TFDS store it as ArrayRecord; return where.
 
-
-def _read_cache(path: Path) -> Splits | None:
-    """Read the packed arrays; None, with a warning where they are damaged, to decode again."""
-    if not path.exists():
-        return None
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            splits = Splits(
-                train=Dataset(arrays["train_image"], arrays["train_label"]),
-                test=Dataset(arrays["test_image"], arrays["test_label"]),
-                num_classes=int(arrays["num_classes"]),
-            )
-            if splits.fingerprint() != str(arrays["fingerprint"]):
-                raise ValueError("its arrays don't match its fingerprint")
-    except Exception as error:  # on a damaged file zipfile and NumPy raise a dozen types
-        _log.warning("%s is damaged (%s); decoding the images again", path, _first_line(error))
-        return None
-    return splits
-
-
-def _prepare(name: str, data_dir: Path) -> Path:
-    """Let TFDS download a data set and store it as ArrayRecord; return where."""
+    Raises:
+        DataError: it can't be fetched or stored.
+    """
     import tensorflow_datasets as tfds
 
     try:
         builder = _make_builder(name, data_dir)
     except Exception as error:  # it reads what lies in its folder, and asserts what it expects
         raise DataError(
-            f"what lies in {data_dir / name} can't be used ({_first_line(error)}); delete that "
+            f"what lies in {data_dir / name} can't be used ({first_line(error)}); delete that "
             "folder, or choose another --data-dir"
         ) from error
-    directory = Path(builder.data_dir)
-    if directory.exists():
+    if (directory := Path(builder.data_dir)).exists():
         raise DataError(
             f"{directory} holds {name} in a format that can't be read without TensorFlow; choose "
             "another --data-dir, where it will be prepared as ArrayRecord"
         )
-    downloads = data_dir / "downloads"
-    manual = downloads / "manual" / name
-    if name == "mnist" and not manual.is_dir():
-        manual = manual.parent  # TFDS's own place; the others' files have MNIST's names
-    if not all((manual / file).is_file() for file in _FILES):
-        _require_network(name, builder.URL, downloads / "manual" / name)
+    builder.paths = [_fetch(name, builder, file, data_dir / "downloads") for file in _FILES]
     try:
         builder.download_and_prepare(
-            download_dir=downloads,
-            download_config=tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False),
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             file_format=_FORMAT,
         )
-    except Exception as error:  # network, checksums, disk: TFDS lets all of it through
+    except Exception as error:  # a full disk, a class that TFDS refuses: all of it comes through
         raise DataError(
-            f"{name} could not be prepared in {data_dir}: {_first_line(error)}"
+            f"{name} could not be prepared in {data_dir}: {first_line(error)}"
         ) from error
     return directory
 
@@ -190,9 +147,10 @@ def _make_builder(name: str, data_dir: Path) -> Any:
     parent: Any = getattr(tfds_mnist, NAMES[name])
 
     class Builder(parent, skip_registration=True):  # type: ignore[misc, call-arg]
+        url_infos = parent.url_infos  # TFDS would look for them beside this file
+
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            paths = dl_manager.download({file: self.URL + file for file in _FILES})
-            train_image, train_label, test_image, test_label = (paths[file] for file in _FILES)
+            train_image, train_label, test_image, test_label = self.paths
             return {
                 "train": self._generate_examples(train_image, train_label),
                 "test": self._generate_examples(test_image, test_label),
@@ -210,33 +168,83 @@ def _make_builder(name: str, data_dir: Path) -> Any:
     return Builder(data_dir=data_dir)
 
 
-def _require_network(name: str, url: str, manual: Path) -> None:
-    """Fail within seconds where TFDS would retry for minutes.
+def _fetch(name: str, builder: Any, file: str, downloads: Path) -> Path:
+    """Find one of the four files, or download it, and check its digest, which TFDS knows."""
+    from tensorflow_datasets.core.download.resource import get_dl_fname
 
-    The request runs in a thread of its own because looking up a host has no time limit.
+    url = builder.URL + file
+    info = builder.url_infos[url]
+    manual = downloads / "manual"
+    by_hand = [manual / name / file]
+    if name == "mnist":  # TFDS's own place; the others' files have MNIST's names
+        by_hand.append(manual / file)
+    for path in filter(Path.exists, by_hand):
+        if not _has_digest(path, info.checksum):
+            raise DataError(
+                f"{path} is damaged or another file: its SHA-256 is not {info.checksum}; "
+                "replace it, or delete it, and it is downloaded"
+            )
+        return path
+    # Where TFDS itself keeps it, so that its downloads are used too.
+    path = downloads / name / get_dl_fname(url, info.checksum)
+    if not (path.exists() and _has_digest(path, info.checksum)):
+        content, problem = _download(url, int(info.size))
+        if not problem and hashlib.sha256(content).hexdigest() != info.checksum:
+            problem = f"what came has another SHA-256 than {info.checksum}"
+        if problem:
+            raise DataError(
+                f"{name} is not prepared here and {url} can't be downloaded ({problem}); try "
+                f"again, or put {', '.join(_FILES)} of {name} into {manual / name}"
+            )
+        with whole_file(path) as opened:
+            opened.write(content)
+    return path
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}; delete it") from error
+
+
+def _download(url: str, size: int) -> tuple[bytearray, str]:
+    """Download a file of a known size; give its bytes and, where it failed, what went wrong.
+
+    Receiving has a thread of its own: looking up a host has no time limit, nor has a drip.
     """
     import requests
 
-    answers: queue.Queue[str | None] = queue.Queue()  # what went wrong, None for nothing
+    blocks: queue.Queue[bytes | str] = queue.Queue()  # text is what went wrong
 
-    def probe() -> None:
+    def receive() -> None:
         try:
-            requests.head(url + _FILES[1], timeout=_PROBE_SECONDS).raise_for_status()
-            answers.put(None)
-        except requests.RequestException as error:
-            answers.put(type(error).__name__)
+            with requests.get(url, stream=True, timeout=_WAIT_SECONDS) as response:
+                response.raise_for_status()
+                for block in response.iter_content(1 << 16):
+                    blocks.put(block)
+                    if response.raw.tell() > size:
+                        break
+            blocks.put(b"")
+        except Exception as error:  # what is raised in a thread is seen by nobody
+            blocks.put(type(error).__name__)
 
-    threading.Thread(target=probe, daemon=True).start()
-    try:
-        problem = answers.get(timeout=2 * _PROBE_SECONDS)
-    except queue.Empty:
-        problem = f"no answer in {2 * _PROBE_SECONDS} seconds"
-    if problem:
-        raise DataError(
-            f"{name} is not prepared here and {url} can't be reached ({problem}); where there "
-            f"is no network, put {', '.join(_FILES)} of {name} into {manual}"
-        )
+    threading.Thread(target=receive, daemon=True).start()
+    content = bytearray()
+    with tqdm(total=size, desc=url.rpartition("/")[2], unit="B", unit_scale=True) as bar:
+        while True:
+            try:
+                block = blocks.get(timeout=2 * _WAIT_SECONDS)
+            except queue.Empty:
+                block = f"nothing came for {2 * _WAIT_SECONDS} seconds"
+            if isinstance(block, str):
+                return content, f"{block} after {len(content)} of {size} bytes"
+            if not block:
+                return content, ""
+            content += block
+            bar.update(len(block))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Say in one line what an exception of a library says in many."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -29,7 +29,7 @@ def prepared(small: Splits, tmp_path: Path) -> Path:
     directory = tmp_path / "tfds" / "mnist" / "3.0.1"
     directory.mkdir(parents=True)
     (directory / "dataset_info.json").write_text('{"fileFormat": "array_record"}')
-    tfds_source._write_cache(directory / "cvae_jax.npz", small)
+    data._write_cache(directory / "cvae_jax.npz", small)
     return tmp_path / "tfds"
 
 
@@ -160,11 +160,12 @@ def test_what_is_not_bundled_is_asked_of_tfds(
 ) -> None:
     asked: list[tuple[str, Path]] = []
 
-    def load(name: str, data_dir: Path) -> Splits:
+    def prepare(name: str, data_dir: Path) -> Path:
         asked.append((name, data_dir))
-        return small
+        return data_dir
 
-    monkeypatch.setattr(tfds_source, "load", load)
+    monkeypatch.setattr(tfds_source, "prepare", prepare)
+    monkeypatch.setattr(tfds_source, "decode", lambda directory: small)
     assert load_dataset(name, source=source, data_dir=tmp_path) is small
     assert asked == [(name, tmp_path)]
 
@@ -203,3 +204,27 @@ def test_idx_files_are_not_passed_over_in_silence(tmp_path: Path) -> None:
     (tmp_path / "train-images-idx3-ubyte.gz").touch()
     with pytest.raises(ConfigError, match="add --source idx"):
         data.load_dataset("mnist", data_dir=tmp_path)
+
+
+def test_a_data_dir_of_idx_files_that_does_not_exist_is_a_bad_argument(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(ConfigError, match=f"--data-dir {missing} does not exist"):
+        load_dataset("mine", source="idx", data_dir=missing)
+
+
+@pytest.mark.parametrize("source", ["auto", "tfds", "idx"])
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("file", "is not a folder"),
+        ("x" * 300, "can't be used"),
+        ("~nobody_of_this_name", "can't be used"),
+    ],
+)
+def test_a_data_dir_that_is_no_folder_is_a_bad_argument(
+    source: Source, name: str, problem: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    data_dir = Path(name) if name.startswith("~") else tmp_path / name
+    with pytest.raises(ConfigError, match=f"--data-dir .*({problem})"):
+        load_dataset("mnist", source=source, data_dir=data_dir)
