@@ -20,7 +20,7 @@ def require_torch() -> None:
     Raises:
         UserError: it is not; the message says how to install it.
     """
-    if importlib.util.find_spec("torch") is None:
+    if not _has_torch():
         raise UserError(
             "the benchmarks need PyTorch to compare with: pip install 'cvae_jax[parity]'"
         )
@@ -47,22 +47,27 @@ def describe() -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in _PACKAGES},
+            **{name: version(name) for name in _PACKAGES if name != "torch" or _has_torch()},
         },
     }
 
 
-def _devices() -> dict[str, str]:
-    import torch
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
 
-    from benchmarks.torch_original import default_device
+
+def _devices() -> dict[str, str]:
     from cvae_jax import devices
 
-    on_cuda = default_device().type == "cuda"
-    return {
-        "jax_devices": devices.describe(),
-        "torch_device": torch.cuda.get_device_name() if on_cuda else "cpu",
-    }
+    found = {"jax_devices": devices.describe()}
+    if _has_torch():
+        import torch
+
+        from benchmarks.torch_original import default_device
+
+        on_cuda = default_device().type == "cuda"
+        found["torch_device"] = torch.cuda.get_device_name() if on_cuda else "cpu"
+    return found
 
 
 def _cpu_model() -> str:

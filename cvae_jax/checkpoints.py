@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,7 @@ def save(directory: Path, state: TrainState, run: RunConfig, progress: Progress)
     try:
         with _errors_name(directory / str(step), "written"):
             temporary.mkdir(parents=True)
+            _require_room(temporary, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             # A relative path is accepted, then fails.
             ocp.PyTreeCheckpointer().save((temporary / _STATE).resolve(), state._asdict())
             (temporary / _RECORD).write_bytes(records.encode(run, progress))
@@ -62,7 +64,7 @@ def save(directory: Path, state: TrainState, run: RunConfig, progress: Progress)
 def list_steps(directory: Path) -> list[int]:
     """List the steps of the checkpoints in a folder, whole or damaged, oldest first."""
     names = [path.name for path in directory.glob("*") if path.is_dir()]
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -94,7 +96,7 @@ def find_newest(directory: Path) -> Path | None:
         if damage is None:
             return checkpoint
         damages.append(f"{checkpoint} is damaged ({damage})")
-        _log.warning("WARNING: %s; looking for an older one", damages[-1])
+        _log.warning("%s; looking for an older one", damages[-1])
     if damages:
         raise CheckpointError(f"no whole checkpoint is left in {directory}: {damages[0]}")
     return None
@@ -202,11 +204,22 @@ def _sums(folder: Path) -> bytes:
     """Make the text of SHA256SUMS from the files as they are now."""
     lines = []
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / _SUMS:
+        # Names with a dot are the system's, such as macOS's .DS_Store.
+        if path.is_file() and path.name[0] != "." and path != folder / _SUMS:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
-    return "".join(lines).encode()
+    return os.fsencode("".join(lines))
+
+
+def _require_room(folder: Path, num_bytes: int) -> None:
+    """Fail by one OSError where Orbax's threads would print a hundred lines of tracebacks.
+
+    A full disk, a quota and a limit on the size of files all show only when bytes are written.
+    """
+    room = folder / "room"
+    room.write_bytes(bytes(num_bytes))
+    room.unlink()
 
 
 def _sync(folder: Path) -> None:

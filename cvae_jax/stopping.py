@@ -60,14 +60,14 @@ def watch() -> Iterator[Callable[[], int | None]]:
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
-    old_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
     old_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
     try:
         yield lambda: received[0] if received else None
     finally:
-        signal.set_wakeup_fd(old_descriptor)
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(old_descriptor)
         writer.send(b"\0")  # no signal: the listener ends
         listener.join()
         reader.close()

@@ -47,7 +47,8 @@ def lock(workdir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            (workdir / _HOLDER).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # such as a disk that has become read-only
+                (workdir / _HOLDER).unlink()
 
 
 def require_unlocked(workdir: Path) -> None:

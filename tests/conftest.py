@@ -1,9 +1,15 @@
 """Fixtures: real MNIST, and a small part of it with a small model where a test trains."""
 
 import os
+import tempfile
 
 # Before JAX is imported: the tests are of the arithmetic, which is the CPU's on every machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# What one test has compiled is there for all, and for the processes that they start.
+_CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from collections.abc import Callable
 from functools import partial

@@ -1,0 +1,162 @@
+"""What became of a run's files, and ways to spoil them: damage, full disks, disks read-only.
+
+POSIX only; the disks need Linux and root.
+"""
+
+import contextlib
+import os
+import random
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from cvae_jax import checkpoints, workdir
+from cvae_jax.models import CVAE
+from cvae_jax.training import init_state
+from cvae_jax.types import Progress, TrainState
+
+
+def restore(folder: Path) -> tuple[TrainState, Progress]:
+    """Restore the newest whole checkpoint of a workdir."""
+    run = workdir.read_config(folder)
+    optimizer = optax.adam(run.train.learning_rate)
+    key = jax.random.key(0)
+    like = jax.eval_shape(lambda: init_state(key, CVAE(run.model), optimizer))
+    newest = checkpoints.find_newest(folder / workdir.CHECKPOINTS)
+    assert newest is not None
+    return checkpoints.restore(newest, like, run)
+
+
+def differences(folder: Path, reference: Path) -> list[str]:
+    """Say in what a run differs from one that was left alone, but for the seconds it took."""
+    (state, progress), (expected, expected_progress) = restore(folder), restore(reference)
+    found = []
+    leaves = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True)
+    for (path, leaf), other in leaves:
+        if np.asarray(leaf).tobytes() != np.asarray(other).tobytes() or leaf.dtype != other.dtype:
+            found.append(f"state{jax.tree_util.keystr(path)}")
+    if _without_seconds(progress) != _without_seconds(expected_progress):
+        found.append("progress")
+    if _metrics(folder) != _metrics(reference):
+        found.append("metrics.csv")
+    names = {path.name for place in (folder, reference) for path in place.glob("samples/*")}
+    for name in ["loss.png", *(f"samples/{name}" for name in sorted(names))]:
+        if _bytes(folder / name) != _bytes(reference / name):
+            found.append(name)
+    found += [f"{path} is left" for path in sorted(folder.rglob("*")) if ".tmp" in path.name]
+    steps = checkpoints.list_steps(folder / workdir.CHECKPOINTS)
+    if len(steps) > checkpoints.NUM_KEPT:
+        found.append(f"{len(steps)} checkpoints")
+    return found + [
+        f"checkpoint {step}: {damage}"
+        for step in steps
+        if (damage := checkpoints.find_damage(folder / workdir.CHECKPOINTS / str(step)))
+    ]
+
+
+def _without_seconds(progress: Progress) -> Progress:
+    return progress._replace(history=tuple(row._replace(seconds=0) for row in progress.history))
+
+
+def _metrics(folder: Path) -> list[str]:
+    return [line.rpartition(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+# Damage on the disk.
+
+
+def _flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << (place % 8)
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
+    "cut short": lambda path, rng: os.truncate(path, rng.randrange(path.stat().st_size)),
+    "emptied": lambda path, rng: os.truncate(path, 0),
+    "deleted": lambda path, rng: path.unlink(),
+    "first byte": lambda path, rng: _flip(path, 0),
+    "last byte": lambda path, rng: _flip(path, -1),
+    "random byte": lambda path, rng: _flip(path, rng.randrange(path.stat().st_size)),
+}
+
+
+def damage_each(checkpoint: Path, rng: random.Random) -> Iterator[str]:
+    """Damage each file of a checkpoint in each way, one after the other, and mend it again."""
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for name, damage in DAMAGES.items():
+            damage(path, rng)
+            try:
+                yield f"{path.relative_to(checkpoint)}: {name}"
+            finally:
+                path.write_bytes(content)
+
+
+# Disks that are full, or can't be written.
+
+
+def _mount(*arguments: object) -> bool:
+    try:
+        done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], bool]]:
+    """Mount a file system in memory; yields a function that changes its size.
+
+    Raises:
+        PermissionError: only root may, and not everywhere.
+    """
+    folder.mkdir(exist_ok=True)
+    if not _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder):
+        raise PermissionError("no file system can be mounted")
+    try:
+        yield lambda size: _mount("-o", f"remount,size={size}", folder)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Let nothing more be written in a folder: as if its disk had been mounted read-only.
+
+    Raises:
+        PermissionError: only root may, and not everywhere.
+    """
+    # Over the folder itself, as its lock stays open for writing and the kernel minds that.
+    if not _mount("--bind", folder, folder):
+        raise PermissionError("no file system can be mounted")
+    try:
+        if not _mount("-o", "remount,bind,ro", folder):
+            raise PermissionError("no file system can be made read-only")
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def limit_files(process: int, size: int) -> None:
+    """Let a process write no file that is larger (Linux)."""
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (size, size))
+
+
+def fill(folder: Path, leave: int = 0) -> Path:
+    """Fill the disk of a folder but for some bytes; give the file to delete."""
+    path = folder / "filler"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    os.truncate(path, max(0, path.stat().st_size - leave))
+    return path
