@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -277,6 +278,10 @@ def try_tests(fault: str, promise: str, *selection: str, fuzz: int = 0) -> Row:
 def try_all(place: Place, options: Options) -> Iterator[Row]:
     """Try every fault, one after the other."""
     line = "an error in one line that says what and how to mend it"
+    # Beside all the rest, as it takes longest, and one processor only.
+    parsers = ThreadPoolExecutor(1).submit(
+        try_tests, "random bytes for the parsers", "read or refused", "-m=fuzz", fuzz=options.fuzz
+    )
     yield try_kills(place, options.kills)
     yield try_signals(place, options.signals)
     yield try_two_signals(place, max(2, options.signals // 4))
@@ -309,7 +314,7 @@ def try_all(place: Place, options: Options) -> Iterator[Row]:
     )
     arguments = ("tests/test_cli.py", "tests/test_config.py", "tests/test_drawing.py")
     yield try_tests("bad arguments", line, *arguments)
-    yield try_tests("random bytes for the parsers", line, "-m=fuzz", fuzz=options.fuzz)
+    yield parsers.result()
 
 
 def write(rows: list[Row], options: Options) -> None:

@@ -1,16 +1,11 @@
 """Fixtures: real MNIST, and a small part of it with a small model where a test trains."""
 
 import os
-import tempfile
 
 # Before JAX is imported: the tests are of the arithmetic, which is the CPU's on every machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# What one test has compiled is there for all, and for the processes that they start.
-_CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import tempfile
 from collections.abc import Callable
 from functools import partial
 
@@ -28,6 +23,11 @@ from cvae_jax.training import init_state
 from cvae_jax.types import Dataset, Params, Splits, TrainState
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# What one test has compiled is there for all; most of their time went into compiling the same.
+_CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax-tests-")
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # The same inputs in every run; `FUZZ_EXAMPLES=100000 python -m pytest -m fuzz` tries more of them.
 settings.register_profile(
