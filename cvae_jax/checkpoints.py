@@ -30,6 +30,7 @@ NUM_KEPT = 5
 """Checkpoints that are kept; older ones are deleted."""
 
 _STATE, _RECORD, _SUMS = "state", "run.json", "SHA256SUMS"
+_OVERHEAD = 2**18  # bytes that Orbax adds to the arrays
 _LEFTOVERS = (".*.tmp", "*.orbax-checkpoint-tmp*")
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def save(directory: Path, state: TrainState, run: RunConfig, progress: Progress)
 
 def list_steps(directory: Path) -> list[int]:
     """List the steps of the checkpoints in a folder, whole or damaged, oldest first."""
-    names = [path.name for path in directory.glob("*") if path.is_dir()]
+    with _errors_name(directory, "listed"):
+        names = [path.name for path in directory.glob("*") if path.is_dir()]
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
@@ -138,7 +140,7 @@ def restore(checkpoint: Path, like: TrainState, run: RunConfig) -> tuple[TrainSt
     Raises:
         CheckpointError: it can't be read, or is of another run; the message names what differs.
     """
-    record = _read_record(checkpoint, run)
+    record = require_run(checkpoint, run)
     with _errors_name(checkpoint, "read"):
         progress = records.decode_progress(record)
         restored = _restore(checkpoint, like._asdict())
@@ -156,12 +158,17 @@ def restore_params(checkpoint: Path, like: Params, run: RunConfig) -> Params:
     Raises:
         CheckpointError: as in `restore`.
     """
-    _read_record(checkpoint, run)
+    require_run(checkpoint, run)
     with _errors_name(checkpoint, "read"):
         return _restore(checkpoint, {"params": like}, partial_restore=True)["params"]
 
 
-def _read_record(checkpoint: Path, run: RunConfig) -> bytes:
+def require_run(checkpoint: Path, run: RunConfig) -> bytes:
+    """Check that a checkpoint was made with these settings; give its record.
+
+    Raises:
+        CheckpointError: it is of another run, or can't be read.
+    """
     with _errors_name(checkpoint, "read"):
         record = (checkpoint / _RECORD).read_bytes()
         there = records.decode_run(record)
@@ -218,7 +225,7 @@ def _require_room(folder: Path, num_bytes: int) -> None:
     A full disk, a quota and a limit on the size of files all show only when bytes are written.
     """
     room = folder / "room"
-    room.write_bytes(bytes(num_bytes))
+    room.write_bytes(bytes(num_bytes + _OVERHEAD))
     room.unlink()
 
 

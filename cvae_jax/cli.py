@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 Options = TypeVar("Options")
 
@@ -141,5 +141,42 @@ def _drop_output() -> None:
 def _stop(message: str, status: int) -> NoReturn:
     # A path in it may hold anything, such as the end of a line.
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
-    print(line, file=sys.stderr)
+    with contextlib.suppress(OSError):  # whoever read it may be gone
+        print(line, file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     sys.exit(status)
+
+
+class _Tolerant:
+    """A stream that goes on when nobody reads it any more."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def tolerant_output() -> Iterator[None]:
+    """Let work go on, and be saved, though its output can't be written.
+
+    Ctrl-C, for one, ends the `tee` that a run is piped to before the run itself.
+    """
+    with (
+        contextlib.redirect_stdout(cast(TextIO, _Tolerant(sys.stdout))),
+        contextlib.redirect_stderr(cast(TextIO, _Tolerant(sys.stderr))),
+    ):
+        yield

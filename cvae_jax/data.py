@@ -11,7 +11,7 @@ import numpy as np
 
 from cvae_jax import idx, tfds_source
 from cvae_jax.config import Source
-from cvae_jax.files import whole_file
+from cvae_jax.files import reason, whole_file
 from cvae_jax.types import ConfigError, DataError, Dataset, Splits, UserError
 
 _BUNDLED = Path(__file__).parent / "mnist"
@@ -144,8 +144,6 @@ def _read_cache(path: Path) -> Splits | None:
             if problem := _problem(splits):
                 raise ValueError(problem)
     except Exception as error:  # on a damaged file zipfile and NumPy raise a dozen types
-        _log.warning(
-            "%s is damaged (%s); decoding the images again", path, tfds_source.first_line(error)
-        )
+        _log.warning("%s is damaged (%s); decoding the images again", path, reason(error))
         return None
     return splits

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cvae_jax import checkpoints, data, devices, figures, stopping, workdir
+from cvae_jax.cli import tolerant_output
 from cvae_jax.config import LARGEST_COUNT, RunConfig, RunOptions, TrainConfig
 from cvae_jax.files import require_writable, user_path, whole_file
 from cvae_jax.models import count_params
@@ -57,9 +58,17 @@ def train(config: TrainConfig, options: RunOptions) -> None:
     splits = data.load_dataset(config.dataset, source=options.source, data_dir=options.data_dir)
     run = _describe_run(config, options, splits)
     with workdir.lock(folder):
-        workdir.claim(folder, run)
-        with stopping.watch() as stop_signal:
-            _train(run, build_programs(run, splits), options, folder, stop_signal)
+        newest = checkpoints.find_newest(folder / workdir.CHECKPOINTS)
+        if newest and not workdir.is_claimed(folder):
+            checkpoints.require_run(newest, run)
+        workdir.claim(folder, run, is_new=newest is None)
+        with stopping.watch() as stop_signal, tolerant_output():
+            _train(run, build_programs(run, splits), options, folder, newest, stop_signal)
+    digit = min(6, run.num_classes - 1)
+    print(
+        f"results are in {folder}. To draw digits: "
+        f"python scripts/sample.py --digit {digit} --workdir {shlex.quote(str(folder))}"
+    )
 
 
 def _describe_run(config: TrainConfig, options: RunOptions, splits: Splits) -> RunConfig:
@@ -77,8 +86,8 @@ def _describe_run(config: TrainConfig, options: RunOptions, splits: Splits) -> R
         f"{run.image_shape}, {run.num_classes} classes",
         flush=True,
     )
-    # The parameters, their gradient, Adam's two averages and a copy; a batch and its activations.
-    numbers = 5 * count_params(run.model)
+    # The parameters, their gradient and Adam's averages, a copy; a batch and its activations.
+    numbers = 7 * count_params(run.model)
     numbers += config.batch_size * (4 * math.prod(run.image_shape) + 6 * config.hidden_dim)
     devices.require_memory(
         4 * numbers,
@@ -99,24 +108,24 @@ def _train(
     programs: Programs,
     options: RunOptions,
     folder: Path,
+    newest: Path | None,
     stop_signal: Callable[[], int | None],
 ) -> None:
     """Go on from the newest checkpoint, and write what belongs to each epoch as it ends."""
     directory = folder / workdir.CHECKPOINTS
-    newest = checkpoints.find_newest(directory)
     checkpoints.clean(directory, newest)
     if newest:
         state, start = checkpoints.restore(newest, jax.eval_shape(programs.init), run)
     else:
         state, start = programs.init(), Progress()
     progress, saved = start, int(state.step)
-    digit = min(6, run.num_classes - 1)
-    next_command = f"python scripts/sample.py --digit {digit} --workdir {shlex.quote(str(folder))}"
     num_epochs = len(progress.history)
     if num_epochs >= options.epochs:
+        workdir.write_metrics(folder, start.history)  # they may have been lost
+        _draw_loss(start.history, run, folder)
         print(
-            f"nothing left to do: {folder} has been trained for {num_epochs} epochs. To "
-            f"train on, add --epochs {2 * num_epochs}. To draw digits: {next_command}"
+            f"nothing left to do: {folder} has been trained for {num_epochs} epochs; to train on, "
+            f"add --epochs {2 * num_epochs}"
         )
         return
     if newest:
@@ -141,12 +150,11 @@ def _train(
     if len(progress.history) < options.epochs:
         if last_step > saved:
             checkpoints.save(directory, state, run, progress)
-        raise InterruptedRunError(
-            f"stopped and saved after {_where(last_step, programs)}; the same command goes on "
-            "from there",
-            stop_signal() or signal.SIGTERM,
-        )
-    print(f"results are in {folder}. To draw digits: {next_command}")
+        message = "stopped before the first step, with nothing to save"
+        if last_step:
+            where = _where(last_step, programs)
+            message = f"stopped and saved after {where}; the same command goes on from there"
+        raise InterruptedRunError(message, stop_signal() or signal.SIGTERM)
 
 
 def _where(step: int, programs: Programs) -> str:

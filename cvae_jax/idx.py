@@ -20,6 +20,7 @@ from cvae_jax.types import DataError, Dataset, Splits
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _UNSIGNED_BYTE = 0x08
 _BLOCK = 1 << 20
+_MOST_BYTES = 1 << 33  # ten times the largest of the well-known data sets of this kind
 
 
 def read_bytes(path: Path) -> bytes:
@@ -36,6 +37,8 @@ def read_bytes(path: Path) -> bytes:
         with _OPENERS.get(path.suffix, open)(path, "rb") as file:
             while len(content) <= _promised(content) and (block := file.read(_BLOCK)):
                 content += block
+                if len(content) > _MOST_BYTES:
+                    raise OSError(f"it holds more than {_MOST_BYTES} bytes")
     except (OSError, EOFError, MemoryError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{path} can't be read: {reason}") from error

@@ -76,6 +76,7 @@ def differences(there: RunConfig, asked: RunConfig) -> str:
 
 def _settings(run: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(run.train) | {
+        "learning_rate": float(run.train.learning_rate),  # of a 1, JSON would make an integer
         "image_shape": list(run.image_shape),
         "num_classes": run.num_classes,
         "data_sha256": run.data_sha256,

@@ -6,12 +6,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_REQUEST_SECONDS = 0.2
 
 
 @contextlib.contextmanager
@@ -20,6 +22,9 @@ def watch() -> Iterator[Callable[[], int | None]]:
 
     A second signal ends the process at once, even while JAX compiles: a thread of its own
     reads the signals from a socket, as the main one runs Python's handlers only in between.
+    One that comes within a fifth of a second belongs to the first: what stops a whole group of
+    processes often sends a signal to each of them as well. A signal that is ignored, as in a
+    shell's job in the background, stays so.
     Where several processes train together, the request is theirs all: JAX's own preemption
     service takes SIGTERM and makes them stop after the same dispatch.
 
@@ -41,27 +46,32 @@ def watch() -> Iterator[Callable[[], int | None]]:
         yield lambda: None  # Python lets no other thread have signals
         return
     received: list[int] = []
+    taken = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
     def listen() -> None:
+        first = 0.0
         while number := reader.recv(1)[0]:
-            if number not in _SIGNALS:
+            if number not in taken:
                 continue
-            if received:
+            if not received:
+                first = time.monotonic()
+                received.append(number)
+                name = signal.Signals(number).name
+                with contextlib.suppress(OSError):  # whoever read it may be gone
+                    print(
+                        f"\n{name}: saving, then stopping; a second one stops at once",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+            elif time.monotonic() - first > _ONE_REQUEST_SECONDS:
                 os._exit(128 + number)
-            received.append(number)
-            name = signal.Signals(number).name
-            print(
-                f"\n{name}: saving, then stopping; a second one stops at once",
-                file=sys.stderr,
-                flush=True,
-            )
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     old_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    old_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in taken}
     try:
         yield lambda: received[0] if received else None
     finally:

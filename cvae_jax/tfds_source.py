@@ -11,6 +11,7 @@ import json
 import queue
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cvae_jax import idx
-from cvae_jax.files import whole_file
+from cvae_jax.files import reason, whole_file
 from cvae_jax.types import DataError, Dataset, Splits
 
 NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -27,6 +28,7 @@ NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 
 _FORMAT = "array_record"
 _WAIT_SECONDS = 10  # for the next part of a download
+_SLOWEST_BYTES_PER_SECOND = 10_000
 _FILES = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
@@ -79,7 +81,7 @@ def decode(directory: Path) -> Splits:
         return Splits(read("train"), read("test"), builder.info.features["label"].num_classes)
     except Exception as error:  # TFDS and ArrayRecord raise what they like on a damaged file
         raise DataError(
-            f"the data set in {directory} can't be read ({first_line(error)}); delete that "
+            f"the data set in {directory} can't be read ({reason(error)}); delete that "
             "folder, and the next start prepares it anew"
         ) from error
 
@@ -118,13 +120,13 @@ def prepare(name: str, data_dir: Path) -> Path:
         builder = _make_builder(name, data_dir)
     except Exception as error:  # it reads what lies in its folder, and asserts what it expects
         raise DataError(
-            f"what lies in {data_dir / name} can't be used ({first_line(error)}); delete that "
-            "folder, or choose another --data-dir"
+            f"what lies in {data_dir / name} can't be used ({reason(error)}); delete it, or choose "
+            "another --data-dir"
         ) from error
     if (directory := Path(builder.data_dir)).exists():
         raise DataError(
-            f"{directory} holds {name} in a format that can't be read without TensorFlow; choose "
-            "another --data-dir, where it will be prepared as ArrayRecord"
+            f"{directory} holds {name} in part, or in a format for TensorFlow alone; delete it or "
+            "choose another --data-dir, to have it prepared as ArrayRecord"
         )
     builder.paths = [_fetch(name, builder, file, data_dir / "downloads") for file in _FILES]
     try:
@@ -133,9 +135,7 @@ def prepare(name: str, data_dir: Path) -> Path:
             file_format=_FORMAT,
         )
     except Exception as error:  # a full disk, a class that TFDS refuses: all of it comes through
-        raise DataError(
-            f"{name} could not be prepared in {data_dir}: {first_line(error)}"
-        ) from error
+        raise DataError(f"{name} can't be prepared: {reason(error, data_dir)}") from error
     return directory
 
 
@@ -185,7 +185,7 @@ def _fetch(name: str, builder: Any, file: str, downloads: Path) -> Path:
                 "replace it, or delete it, and it is downloaded"
             )
         return path
-    # Where TFDS itself keeps it, so that its downloads are used too.
+    # Where TFDS itself keeps it, so that its own are used.
     path = downloads / name / get_dl_fname(url, info.checksum)
     if not (path.exists() and _has_digest(path, info.checksum)):
         content, problem = _download(url, int(info.size))
@@ -205,7 +205,7 @@ def _has_digest(path: Path, digest: str) -> bool:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest() == digest
     except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}; delete it") from error
+        raise DataError(f"{path} can't be read: {reason(error)}; delete it") from error
 
 
 def _download(url: str, size: int) -> tuple[bytearray, str]:
@@ -215,15 +215,19 @@ def _download(url: str, size: int) -> tuple[bytearray, str]:
     """
     import requests
 
+    plain = {"Accept-Encoding": "identity"}
     blocks: queue.Queue[bytes | str] = queue.Queue()  # text is what went wrong
+    deadline = time.monotonic() + 2 * _WAIT_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
 
     def receive() -> None:
         try:
-            with requests.get(url, stream=True, timeout=_WAIT_SECONDS) as response:
+            with requests.get(url, headers=plain, stream=True, timeout=_WAIT_SECONDS) as response:
                 response.raise_for_status()
+                received = 0
                 for block in response.iter_content(1 << 16):
                     blocks.put(block)
-                    if response.raw.tell() > size:
+                    received += len(block)
+                    if received > size:
                         break
             blocks.put(b"")
         except Exception as error:  # what is raised in a thread is seen by nobody
@@ -234,17 +238,13 @@ def _download(url: str, size: int) -> tuple[bytearray, str]:
     with tqdm(total=size, desc=url.rpartition("/")[2], unit="B", unit_scale=True) as bar:
         while True:
             try:
-                block = blocks.get(timeout=2 * _WAIT_SECONDS)
+                left = max(0.0, deadline - time.monotonic())
+                block = blocks.get(timeout=min(2 * _WAIT_SECONDS, left))
             except queue.Empty:
-                block = f"nothing came for {2 * _WAIT_SECONDS} seconds"
+                block = f"nothing came for {2 * _WAIT_SECONDS} seconds, or too slowly"
             if isinstance(block, str):
                 return content, f"{block} after {len(content)} of {size} bytes"
             if not block:
                 return content, ""
             content += block
             bar.update(len(block))
-
-
-def first_line(error: Exception) -> str:
-    """Say in one line what an exception of a library says in many."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -85,8 +85,8 @@ class TrainState(NamedTuple):
 class EpochMetrics(NamedTuple):
     """One row of metrics.csv; losses in nats per image.
 
-    `seconds` is the time since the row before: training and test, what was drawn or saved in
-    between and, in the first one, compilation.
+    `seconds` is the time since the row before, or since the run was started or went on:
+    training and test, what was drawn or saved in between, and compilation.
     """
 
     epoch: int

@@ -82,14 +82,26 @@ def _read_holder(workdir: Path) -> str:
         return "another process"
 
 
-def claim(workdir: Path, run: RunConfig) -> None:
+def is_claimed(workdir: Path) -> bool:
+    """Tell whether a folder has its config.json."""
+    return (workdir / _CONFIG).exists()
+
+
+def claim(workdir: Path, run: RunConfig, *, is_new: bool) -> None:
     """Write config.json into a fresh folder, or check that the one there asks for the same.
+
+    Args:
+        workdir: the folder.
+        run: what is to be trained there.
+        is_new: whether the folder has no checkpoint; if it has no metrics.csv either, nothing
+            is lost with the settings of a run that never got so far.
 
     Raises:
         ConfigError: it differs; the message names each field and both values.
         CheckpointError: it can't be read.
     """
-    if not (workdir / _CONFIG).exists():
+    is_empty = is_new and not (workdir / _METRICS).exists()
+    if is_empty or not is_claimed(workdir):
         with whole_file(workdir / _CONFIG) as file:
             file.write(records.encode(run))
         return

@@ -126,7 +126,8 @@ def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], bool]]:
     try:
         yield lambda size: _mount("-o", f"remount,size={size}", folder)
     finally:
-        subprocess.run(["umount", folder], check=True)
+        # Lazily, or a process that still writes there would keep it for ever.
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @contextlib.contextmanager
@@ -140,7 +141,8 @@ def read_only(folder: Path) -> Iterator[None]:
     if not _mount("--bind", folder, folder):
         raise PermissionError("no file system can be mounted")
     try:
-        if not _mount("-o", "remount,bind,ro", folder):
+        # It is refused while a file is open for writing there, which is soon over.
+        if not any(_mount("-o", "remount,bind,ro", folder) for _ in range(100)):
             raise PermissionError("no file system can be made read-only")
         yield
     finally:

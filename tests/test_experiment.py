@@ -1,8 +1,10 @@
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from cvae_jax import (
 from cvae_jax.config import RunConfig, RunOptions, TrainConfig
 from cvae_jax.programs import build_programs
 from cvae_jax.types import (
+    CheckpointError,
     ConfigError,
     InterruptedRunError,
     Splits,
@@ -168,17 +171,47 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on_from_there(
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
 
 
-def test_a_finished_run_says_so_and_changes_nothing(
+def test_a_finished_run_says_so_and_changes_nothing_but_mends_its_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(tmp_path, epochs=2)
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
-    before = {path: path.stat().st_mtime_ns for path in files}
+    before = {path: path.read_bytes() for path in files}
+    (tmp_path / "metrics.csv").unlink()
+    (tmp_path / "loss.png").write_bytes(b"damaged")
     capsys.readouterr()
     for epochs in (1, 2):
         train(tmp_path, epochs=epochs)
-        assert "nothing left to do" in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in before}
+        printed = capsys.readouterr().out
+        assert "nothing left to do" in printed
+        assert "python scripts/sample.py --digit 6" in printed
+        assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_wrong_command_does_not_take_the_place_of_a_lost_config(tmp_path: Path) -> None:
+    train(tmp_path, epochs=1)
+    (tmp_path / "config.json").unlink()
+    other = dataclasses.replace(CONFIG, seed=3)
+    with pytest.raises(CheckpointError, match=r"another run: seed 0 \(asked: 3\)"):
+        train(tmp_path, epochs=2, config=other)
+    assert not (tmp_path / "config.json").exists()
+    train(tmp_path, epochs=2)
+    assert len(metrics(tmp_path)) == 2
+
+
+def test_output_that_nobody_reads_does_not_cost_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            if "epoch" in text:
+                raise BrokenPipeError
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Broken())
+    monkeypatch.setattr(sys, "stderr", Broken())
+    train(tmp_path, epochs=2)
+    assert checkpoints.list_steps(tmp_path / "checkpoints") == [16]
 
 
 def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path: Path) -> None:
@@ -212,7 +245,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step_and_is_not_saved(
 ) -> None:
     train(tmp_path, epochs=first_batch - 1) if first_batch > 1 else None
     config = dataclasses.replace(CONFIG, learning_rate=1e20)
-    monkeypatch.setattr(workdir, "claim", lambda *_: None)
+    monkeypatch.setattr(workdir, "claim", lambda *_, **__: None)
     monkeypatch.setattr(records, "differences", lambda *_: "")
     step = 8 * (first_batch - 1) + 2  # the first one with weights of that learning rate
     before = checkpoints.list_steps(tmp_path / "checkpoints")

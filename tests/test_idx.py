@@ -239,6 +239,16 @@ def test_a_small_file_that_unpacks_to_a_huge_one_is_not_unpacked(
         tracemalloc.stop()
 
 
+def test_a_file_that_keeps_a_huge_promise_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idx, "_MOST_BYTES", 5 << 20)
+    path = tmp_path / f"{IMAGES}.xz"
+    path.write_bytes(lzma.compress(bytes([0, 0, 8, 3]) + b"\xff" * 12 + bytes(50 << 20)))
+    with pytest.raises(DataError, match=f"{path} can't be read: it holds more than 5242880 bytes"):
+        idx.read_bytes(path)
+
+
 # Random input. Bytes from nowhere never get past the magic number: mutations of a file do.
 
 EXTREMES = [bytes(4), b"\xff" * 4, b"\x7f" + b"\xff" * 3, b"\x80" + bytes(3), b"\0\0\0\1"]

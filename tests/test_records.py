@@ -49,6 +49,12 @@ def test_what_is_written_is_read_back_to_the_bit() -> None:
     assert records.decode_progress(records.encode(RUN, Progress())) == Progress()
 
 
+def test_a_whole_learning_rate_is_a_number_like_others() -> None:
+    run = dataclasses.replace(RUN, train=TrainConfig(learning_rate=1))
+    assert records.decode_run(records.encode(run)) == run
+    assert records.differences(run, records.decode_run(records.encode(run))) == ""
+
+
 def test_nothing_that_is_not_finite_is_ever_written() -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="not JSON compliant"):

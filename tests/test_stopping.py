@@ -58,7 +58,7 @@ with stopping.watch() as requested:
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
+def test_a_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -68,8 +68,23 @@ def test_the_second_signal_ends_the_process_at_once(second: signal.Signals) -> N
         process.send_signal(signal.SIGTERM)
         assert process.stderr.readline() == "\n"
         assert "SIGTERM: saving" in process.stderr.readline()
+        process.send_signal(second)  # at once: it belongs to the first
+        time.sleep(2 * stopping._ONE_REQUEST_SECONDS)
+        assert process.poll() is None
         process.send_signal(second)
         assert process.wait(timeout=20) == 128 + second
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping.watch() as requested:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.2)
+            assert requested() is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 TOGETHER = """

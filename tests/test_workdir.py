@@ -16,18 +16,18 @@ from tests.test_records import NO_RECORDS, RUN
 
 @pytest.fixture
 def config_json(tmp_path: Path) -> Path:
-    workdir.claim(tmp_path, RUN)
+    workdir.claim(tmp_path, RUN, is_new=True)
     return tmp_path / "config.json"
 
 
 def test_what_is_claimed_is_read_back(tmp_path: Path) -> None:
-    workdir.claim(tmp_path / "new" / "run", RUN)
+    workdir.claim(tmp_path / "new" / "run", RUN, is_new=True)
     assert workdir.read_config(tmp_path / "new" / "run") == RUN
 
 
 def test_a_claim_of_the_same_run_changes_nothing(config_json: Path) -> None:
     before = config_json.read_bytes()
-    workdir.claim(config_json.parent, RUN)
+    workdir.claim(config_json.parent, RUN, is_new=False)
     assert config_json.read_bytes() == before
 
 
@@ -41,8 +41,20 @@ def test_a_run_with_other_settings_is_refused_and_changes_nothing(config_json: P
         r"num_classes 26 \(asked: 3\);"
     )
     with pytest.raises(ConfigError, match=expected):
-        workdir.claim(config_json.parent, asked)
+        workdir.claim(config_json.parent, asked, is_new=False)
     assert config_json.read_bytes() == before
+
+
+def test_a_run_that_came_to_nothing_does_not_keep_its_folder_from_others(
+    config_json: Path,
+) -> None:
+    asked = dataclasses.replace(RUN, num_classes=3)
+    workdir.claim(config_json.parent, asked, is_new=True)
+    assert workdir.read_config(config_json.parent) == asked
+    workdir.write_metrics(config_json.parent, [])
+    with pytest.raises(ConfigError, match=r"num_classes 3 \(asked: 26\)"):
+        workdir.claim(config_json.parent, RUN, is_new=True)
+    assert workdir.read_config(config_json.parent) == asked
 
 
 @pytest.mark.parametrize("folder", ["", "none", "none/below", "file/below"])
@@ -55,7 +67,7 @@ def test_without_a_model_the_way_to_one_is_told(folder: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("content", NO_RECORDS, ids=lambda content: ascii(content[:12]))
 def test_a_config_that_is_none_is_an_error_that_names_it(content: bytes, config_json: Path) -> None:
     config_json.write_bytes(content)
-    for use in (workdir.read_config, lambda folder: workdir.claim(folder, RUN)):
+    for use in (workdir.read_config, lambda folder: workdir.claim(folder, RUN, is_new=False)):
         with pytest.raises(CheckpointError, match=f"{config_json} can't be read"):
             use(config_json.parent)
 
