@@ -11,7 +11,7 @@ import numpy as np
 
 from cvae_jax import idx, tfds_source
 from cvae_jax.config import Source
-from cvae_jax.files import reason, whole_file
+from cvae_jax.files import reason, write_arrays
 from cvae_jax.types import ConfigError, DataError, Dataset, Splits, UserError
 
 _BUNDLED = Path(__file__).parent / "mnist"
@@ -114,16 +114,15 @@ def _problem(splits: Splits) -> str:
 
 
 def _write_cache(path: Path, splits: Splits) -> None:
-    with whole_file(path) as file:
-        np.savez(
-            file,
-            train_image=splits.train.image,
-            train_label=splits.train.label,
-            test_image=splits.test.image,
-            test_label=splits.test.label,
-            num_classes=splits.num_classes,
-            fingerprint=splits.fingerprint(),
-        )
+    write_arrays(
+        path,
+        train_image=splits.train.image,
+        train_label=splits.train.label,
+        test_image=splits.test.image,
+        test_label=splits.test.label,
+        num_classes=np.array(splits.num_classes),
+        fingerprint=np.array(splits.fingerprint()),
+    )
 
 
 def _read_cache(path: Path) -> Splits | None:

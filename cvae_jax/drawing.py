@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cvae_jax import checkpoints, figures, workdir
 from cvae_jax.config import RunConfig, SampleOptions
 from cvae_jax.devices import require_memory
-from cvae_jax.files import require_writable, user_path, whole_file
+from cvae_jax.files import require_writable, user_path, whole_file, write_arrays
 from cvae_jax.keys import Purpose, make_key
 from cvae_jax.models import CVAE, init_params
 from cvae_jax.sampling import sample
@@ -122,8 +122,7 @@ def _sample_all(params: Params, seed: int, label: np.ndarray, model: CVAE) -> np
 
 
 def _write_arrays(path: Path, image: np.ndarray, label: np.ndarray) -> None:
-    with whole_file(path) as file:
-        np.savez(file, image=image, label=label)
+    write_arrays(path, image=image, label=label)
     print(f"wrote {path}")
 
 

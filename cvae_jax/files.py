@@ -4,11 +4,14 @@ import contextlib
 import fnmatch
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cvae_jax.types import ConfigError, UserError
+import numpy as np
+
+from cvae_jax.types import ArrayLike, ConfigError, UserError
 
 _LONGEST_REASON = 300
 
@@ -39,6 +42,20 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise UserError(f"{path} can't be written: {reason(error, path)}") from error
     sync_folder(path.parent)
+
+
+def write_arrays(path: Path, **arrays: ArrayLike) -> None:
+    """Write arrays as an uncompressed NPZ file, whole or not at all; `numpy.load` reads it.
+
+    Where the disk is full, NumPy's own `savez` leaves its archive open, and a traceback later.
+
+    Raises:
+        UserError: as `whole_file`.
+    """
+    with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
 def sync_folder(path: Path) -> None:

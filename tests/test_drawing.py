@@ -273,11 +273,11 @@ def test_a_signal_while_a_file_is_written_leaves_the_old_one_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def write_half(file: Any, **_: Any) -> None:
+    def write_half(file: Any, *_: Any, **__: Any) -> None:
         file.write(b"half")
         signal.raise_signal(number)
 
-    monkeypatch.setattr(np, "savez", write_half)
+    monkeypatch.setattr(np.lib.format, "write_array", write_half)
     monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: write_half(file))
     path = home / f"old{ENDINGS[option]}"
     path.write_bytes(b"old")

@@ -8,6 +8,7 @@ from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cvae_jax.files import (
@@ -17,6 +18,7 @@ from cvae_jax.files import (
     sync_folder,
     user_path,
     whole_file,
+    write_arrays,
 )
 from cvae_jax.types import ConfigError, UserError
 
@@ -447,3 +449,25 @@ def test_a_file_that_is_read_only_is_refused_by_name(
         ConfigError, match=r"^--out file can't be used: file can't be written; name"
     ):
         require_writable("out", Path("file"), folder=False)
+
+
+def test_arrays_are_read_back_as_they_were(tmp_path: Path) -> None:
+    arrays: dict[str, np.ndarray] = {
+        "image": np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
+        "label": np.array([1.5, -2], np.float32),
+        "text": np.array("text"),
+        "number": np.array(10),
+    }
+    write_arrays(tmp_path / "set.npz", **arrays)
+    write_arrays(tmp_path / "again.npz", **arrays)
+    assert (tmp_path / "set.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+    with np.load(tmp_path / "set.npz", allow_pickle=False) as found:
+        assert set(found) == set(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array, strict=True)
+
+
+def test_no_array_is_ever_pickled(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        write_arrays(tmp_path / "set.npz", what=np.array([object()]))
+    assert list(tmp_path.iterdir()) == []
