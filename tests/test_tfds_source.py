@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -479,12 +479,10 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    @contextlib.contextmanager
-    def read_only(path: Path) -> Iterator[BinaryIO]:
+    def read_only(path: Path, **_: np.ndarray) -> None:
         raise UserError(f"{path} can't be written: Read-only file system")
-        yield
 
-    monkeypatch.setattr(data, "whole_file", read_only)
+    monkeypatch.setattr(data, "write_arrays", read_only)
     cache = version_folder(prepared) / "cvae_jax.npz"
     cache.unlink()
     assert load("mnist", prepared).fingerprint() == small.fingerprint()
