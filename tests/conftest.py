@@ -5,6 +5,7 @@ import os
 # Before JAX is imported: the tests are of the arithmetic, which is the CPU's on every machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import signal
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,8 @@ from cvae_jax.models import CVAE, init_params
 from cvae_jax.training import init_state
 from cvae_jax.types import Dataset, Params, Splits, TrainState
 
+# A shell's job in the background, as these tests may be, ignores Ctrl-C; so would what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What one test has compiled is there for all; most of their time went into compiling the same.
 _CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax-tests-")

@@ -139,7 +139,8 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on_from_there(
         read += 1
         if read == after:
             signal.raise_signal(number)
-            while stop is not None and not stop():
+            end = time.monotonic() + 20
+            while stop is not None and not stop() and time.monotonic() < end:
                 time.sleep(0.01)
         original(*arguments, **options)
 

@@ -20,7 +20,8 @@ def test_the_first_signal_is_a_request(
     with stopping.watch() as requested:
         assert requested() is None
         signal.raise_signal(number)
-        while requested() is None:
+        end = time.monotonic() + 20
+        while requested() is None and time.monotonic() < end:
             time.sleep(0.01)
         assert requested() == number
     assert f"{number.name}: saving" in capsys.readouterr().err
