@@ -5,6 +5,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -137,14 +138,13 @@ def _train(
         if dispatch.test is None:
             continue
         epoch = len(progress.history)
-        is_saved = epoch % options.checkpoint_every == 0 or epoch == options.epochs
         # A checkpoint comes last: where it stands, so does all that belongs before it.
         workdir.write_metrics(folder, progress.history)
-        if is_saved or epoch % options.sample_every == 0:
+        if _is_kept(epoch, options):
             _draw_loss(progress.history, run, folder)
         if epoch % options.sample_every == 0:
             _draw_grid(programs, state.params, run, epoch, folder)
-        if is_saved:
+        if _is_saved(epoch, options):
             checkpoints.save(directory, state, run, progress)
             saved = last_step
     if len(progress.history) < options.epochs:
@@ -155,6 +155,14 @@ def _train(
             where = _where(last_step, programs)
             message = f"stopped and saved after {where}; the same command goes on from there"
         raise InterruptedRunError(message, stop_signal() or signal.SIGTERM)
+
+
+def _is_saved(epoch: int, options: RunOptions) -> bool:
+    return epoch % options.checkpoint_every == 0 or epoch == options.epochs
+
+
+def _is_kept(epoch: int, options: RunOptions) -> bool:
+    return _is_saved(epoch, options) or epoch % options.sample_every == 0
 
 
 def _where(step: int, programs: Programs) -> str:
@@ -179,11 +187,7 @@ def _run(
     step, total = int(state.step), options.epochs * num_batches
     started = time.perf_counter()
     with tqdm(total=total, initial=step, unit="batch", desc="compiling", smoothing=0.1) as bar:
-
-        def is_kept(epoch: int) -> bool:
-            is_due = epoch % options.sample_every == 0 or epoch % options.checkpoint_every == 0
-            return is_due or epoch == options.epochs
-
+        is_kept = partial(_is_kept, options=options)
         sent = dispatch_epochs(programs, state, options.epochs, is_kept, stop_signal)
         for dispatch in one_behind(sent):
             sums, is_finite = jax.device_get((dispatch.train, dispatch.is_finite))

@@ -126,7 +126,7 @@ def require_writable(option: str, path: Path, *, folder: bool) -> None:
     try:
         obstacle = _find_obstacle(path, folder)
     except (OSError, ValueError) as error:  # such as too long a name, or a NUL in it
-        obstacle = getattr(error, "strerror", None) or str(error)
+        obstacle = reason(error)
     if obstacle:
         raise ConfigError(
             f"--{option} {path} can't be used: {obstacle}; "

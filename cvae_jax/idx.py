@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cvae_jax.files import reason
 from cvae_jax.types import DataError, Dataset, Splits
 
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
@@ -40,8 +41,7 @@ def read_bytes(path: Path) -> bytes:
                 if len(content) > _MOST_BYTES:
                     raise OSError(f"it holds more than {_MOST_BYTES} bytes")
     except (OSError, EOFError, MemoryError, lzma.LZMAError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{path} can't be read: {reason}") from error
+        raise DataError(f"{path} can't be read: {reason(error)}") from error
     return bytes(content)
 
 

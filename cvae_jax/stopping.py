@@ -1,6 +1,7 @@
 """Signals that ask a run to stop: the first one politely, the second one at once."""
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -33,7 +34,7 @@ def watch() -> Iterator[Callable[[], int | None]]:
         several processes each must call it equally often, once a dispatch.
     """
     if jax.process_count() > 1:
-        counter = iter(range(2**63))
+        counter = itertools.count()
         yield (
             lambda: (
                 signal.SIGTERM
