@@ -114,8 +114,8 @@ def _mount(*arguments: object) -> bool:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], bool]]:
-    """Mount a file system in memory; yields a function that changes its size.
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """Mount a file system in memory.
 
     Raises:
         PermissionError: only root may, and not everywhere.
@@ -124,7 +124,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], bool]]:
     if not _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder):
         raise PermissionError("no file system can be mounted")
     try:
-        yield lambda size: _mount("-o", f"remount,size={size}", folder)
+        yield
     finally:
         # Lazily, or a process that still writes there would keep it for ever.
         subprocess.run(["umount", "--lazy", folder], check=True)
