@@ -250,11 +250,15 @@ def stop_politely(
 
 
 def stop_at_once(trainer: Trainer, number: int, rng: random.Random) -> list[str]:
-    """Send a signal twice, while a run compiles; say what went wrong."""
-    for _ in range(10):
+    """Send a signal twice, while a run compiles; say what went wrong.
+
+    Before the first dispatch a run stops too soon for a second one, how long that is depends on
+    the machine: so each try comes later than the one before.
+    """
+    for attempt in range(15):
         started = trainer.start()
         started.wait_for("compiling: ")
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(0.15 * attempt + rng.uniform(0, 0.15))
         started.process.send_signal(number)
         started.wait_for("a second one stops at once")
         time.sleep(0.25)  # sooner, it would belong to the first
