@@ -7,14 +7,17 @@ The scripts make their command lines from these classes: the text under a field 
 import dataclasses
 import reprlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cvae_jax.types import ConfigError
 
 Source = Literal["auto", "bundled", "tfds", "idx"]
+Binarize = Literal["none", "dynamic"]
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_COUNT = 2**31 - 1
+MOST_LATENTS = 10_000_000  # of one image
+FEWEST_SAMPLES = 10  # of a class; their spread needs some
 LARGEST_DIM = 65_536  # of anything that is an axis of the model's arrays
 SMALLEST_RATE, LARGEST_RATE = 1e-30, 1e30  # float32 holds what lies between
 
@@ -26,6 +29,13 @@ def _require(condition: bool, option: str, value: Any, allowed: str) -> None:
 
 def _require_count(option: str, value: int, least: int = 1, most: int = LARGEST_COUNT) -> None:
     _require(least <= value <= most, option, value, f"a whole number from {least} to {most}")
+
+
+def _require_source(source: Source, data_dir: Path | None) -> None:
+    if source == "idx" and data_dir is None:
+        raise ConfigError("--source idx needs --data-dir, the folder of the four IDX files")
+    if source == "bundled" and data_dir is not None:
+        raise ConfigError("--source bundled takes no --data-dir; leave one of the two out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +52,9 @@ class TrainConfig:
     """Units in the hidden layer of the encoder and of the decoder."""
     latent_dim: int = 50
     """Dimensions of the latent Gaussian."""
+    binarize: Binarize = "none"
+    """What the model sees. none: the grey levels. dynamic: black or white, drawn anew at each
+    step with the grey level as the probability of white."""
     seed: int = 2
     """Seed of the initial weights, the order of the images and the noise."""
 
@@ -64,6 +77,12 @@ class TrainConfig:
         )
         _require_count("hidden-dim", self.hidden_dim, most=LARGEST_DIM)
         _require_count("latent-dim", self.latent_dim, most=LARGEST_DIM)
+        _require(
+            self.binarize in get_args(Binarize),
+            "binarize",
+            reprlib.repr(self.binarize),
+            " or ".join(get_args(Binarize)),
+        )
         _require_count("seed", self.seed, least=0, most=LARGEST_SEED)
 
 
@@ -90,10 +109,7 @@ class RunOptions:
         _require_count("epochs", self.epochs)
         _require_count("sample-every", self.sample_every)
         _require_count("checkpoint-every", self.checkpoint_every)
-        if self.source == "idx" and self.data_dir is None:
-            raise ConfigError("--source idx needs --data-dir, the folder of the four IDX files")
-        if self.source == "bundled" and self.data_dir is not None:
-            raise ConfigError("--source bundled takes no --data-dir; leave one of the two out")
+        _require_source(self.source, self.data_dir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +152,52 @@ class SampleOptions:
             _require(self.out.suffix.lower() == ".png", "out", self.out, "a name that ends in .png")
         if self.npz is not None:
             _require(self.npz.suffix.lower() == ".npz", "npz", self.npz, "a name that ends in .npz")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Measure how good a trained model is, on the whole test set."""
+
+    workdir: Path = Path("runs/mnist")
+    """Folder that train.py wrote; evaluation.json and evaluation.png are written into it."""
+    step: int | None = None
+    """Checkpoint to evaluate, by its training step. Left out: the newest."""
+    num_importance_samples: int = 5000
+    """Latents drawn for each test image to estimate its log-likelihood."""
+    num_samples: int = 1000
+    """Images drawn of each class."""
+    seed: int = 0
+    """Seed of all that is drawn; the same seed gives the same figures."""
+    source: Source = "auto"
+    """Where the images come from, as in train.py."""
+    data_dir: Path | None = None
+    """Folder of the TFDS data sets, or of the four IDX files, as in train.py."""
+
+    def __post_init__(self) -> None:
+        _require_count("num-importance-samples", self.num_importance_samples, most=MOST_LATENTS)
+        _require_count("num-samples", self.num_samples, least=FEWEST_SAMPLES)
+        if self.step is not None:
+            _require_count("step", self.step, least=0)
+        _require_count("seed", self.seed, least=0, most=LARGEST_SEED)
+        _require_source(self.source, self.data_dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeOptions:
+    """Train the classifier that judges samples, and write it to a file."""
+
+    out: Path = Path("judge.npz")
+    """File to write (NPZ)."""
+    dataset: str = TrainConfig.dataset
+    """Data set, as in train.py."""
+    source: Source = "auto"
+    """Where the images come from, as in train.py."""
+    data_dir: Path | None = None
+    """Folder of the TFDS data sets, or of the four IDX files, as in train.py."""
+
+    def __post_init__(self) -> None:
+        _require(self.out.suffix.lower() == ".npz", "out", self.out, "a name that ends in .npz")
+        _require_source(self.source, self.data_dir)
 
 
 @dataclasses.dataclass(frozen=True)

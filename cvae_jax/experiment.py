@@ -75,10 +75,9 @@ def train(config: TrainConfig, options: RunOptions) -> None:
 def _describe_run(config: TrainConfig, options: RunOptions, splits: Splits) -> RunConfig:
     """Say what is trained on what, and refuse what can't go together."""
     num_train, num_test = len(splits.train.label), len(splits.test.label)
-    height, width, channels = splits.train.image.shape[1:]
     run = RunConfig(
         train=config,
-        image_shape=(height, width, channels),
+        image_shape=splits.image_shape,
         num_classes=splits.num_classes,
         data_sha256=splits.fingerprint(),
     )

@@ -13,6 +13,13 @@ class Purpose(enum.IntEnum):
     NOISE = 2
     TEST = 3
     SAMPLES = 4
+    BINARIZE = 5  # the training images, step by step
+    TEST_BINARIZE = 6  # the test images, once
+    LIKELIHOOD = 7
+    TRAIN_SAMPLES = 8  # a training set of samples alone
+    JUDGE = 9
+    CHOICE = 10  # of images to compare
+    SAMPLES_JUDGE = 11  # the judge that is trained on samples alone
 
 
 def fold_in_each(key: jax.Array, index: jax.Array) -> jax.Array:

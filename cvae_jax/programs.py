@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cvae_jax.batches import put_on_device
+from cvae_jax.batches import binarize_dataset, images_at_a_time, put_on_device
 from cvae_jax.config import RunConfig
 from cvae_jax.evaluation import evaluate
 from cvae_jax.keys import Purpose, make_key
@@ -18,9 +18,6 @@ from cvae_jax.models import CVAE, count_params
 from cvae_jax.sampling import sample
 from cvae_jax.training import epoch_order, init_state, is_finite, train_steps
 from cvae_jax.types import LossSums, Params, Splits, TrainState
-
-_EVALUATION_BATCH = 1000
-_EVALUATION_PIXELS = 8_000_000  # at a time, whatever the size of an image
 
 # Most arithmetic in one dispatch, so that the progress bar moves every few seconds: about two
 # seconds on a slow laptop, or on a small accelerator.
@@ -72,10 +69,13 @@ def build_programs(run: RunConfig, splits: Splits) -> Programs:
         rows = epoch_order(order_key, epoch, num_examples=num_examples, batch_size=batch_size)
         return tuple(rows[i : i + steps] for i in range(first_row, steps_per_epoch, steps))
 
-    bound = partial(train_steps, model=model, optimizer=optimizer)
+    binarize_key = None
+    if run.train.binarize == "dynamic":
+        binarize_key = key(Purpose.BINARIZE)
+        test_set = jax.jit(binarize_dataset)(key(Purpose.TEST_BINARIZE), test_set)
+    bound = partial(train_steps, model=model, optimizer=optimizer, binarize_key=binarize_key)
     train = jax.jit(bound, donate_argnums=0)
-    num_pixels = math.prod(run.image_shape)
-    at_a_time = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // num_pixels))
+    at_a_time = images_at_a_time(math.prod(run.image_shape))
     test = jax.jit(partial(evaluate, model=model, batch_size=at_a_time))
     samples = jax.jit(partial(sample, model=model))
     return Programs(

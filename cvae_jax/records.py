@@ -15,6 +15,10 @@ FORMAT = 2
 """Number of the format of a workdir; it changes when older checkpoints can no longer be read."""
 
 
+_YOUNGER = ("binarize",)
+"""Settings that came after the format: a record without one is of a run with its default."""
+
+
 class RecordError(ValueError):
     """Bytes that are no record of ours; the text says what is wrong with them."""
 
@@ -34,6 +38,9 @@ def decode_run(record: bytes) -> RunConfig:
         RecordError: it is something else, or another version of this package wrote it.
     """
     content = _load(record)
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in _YOUNGER:
+            content.setdefault(field.name, field.default)
     try:
         train = {
             field.name: _typed(content, field.name, type(field.default))

@@ -1,11 +1,13 @@
 """The training step and the scan over many of them: (state, key, batch) -> (state, sums)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from cvae_jax import objective
-from cvae_jax.batches import in_rows, take_batch
+from cvae_jax.batches import binarize, in_rows, take_batch
 from cvae_jax.models import CVAE, init_params
 from cvae_jax.types import Batch, Dataset, LossSums, Params, TrainState
 
@@ -23,6 +25,7 @@ def train_step(
     *,
     model: CVAE,
     optimizer: optax.GradientTransformation,
+    binarize_key: jax.Array | None = None,
 ) -> tuple[TrainState, LossSums]:
     """Take one optimizer step on the loss summed over a batch (BCE plus KL, in nats).
 
@@ -36,11 +39,16 @@ def train_step(
         batch: image (B, ...), label (B,), mask (B,).
         model: the module that `state.params` belong to.
         optimizer: the transformation that `state.opt_state` belongs to.
+        binarize_key: one typed key for the whole run; the images are drawn black and white from
+            it and `state.step`. None: their grey levels are used as they are.
 
     Returns:
         The new state, and the loss of the batch before the step.
     """
     noise_key = jax.random.fold_in(key, state.step)
+    if binarize_key is not None:
+        image_key = jax.random.fold_in(binarize_key, state.step)
+        batch = batch._replace(image=binarize(image_key, batch.image))
 
     def loss(params: Params) -> tuple[jax.Array, LossSums]:
         sums = objective.batch_loss(model, params, noise_key, batch)
@@ -60,6 +68,7 @@ def train_steps(
     *,
     model: CVAE,
     optimizer: optax.GradientTransformation,
+    binarize_key: jax.Array | None = None,
 ) -> tuple[TrainState, LossSums]:
     """Take one step for each row of `order` in one `lax.scan`: an epoch, or a part of one.
 
@@ -70,14 +79,16 @@ def train_steps(
         order: (S, B) int32 indices into it, from `epoch_order`.
         model: as in `train_step`.
         optimizer: as in `train_step`.
+        binarize_key: as in `train_step`.
 
     Returns:
         The state after the last step, and the sums of every step, each (S,).
     """
 
     def step(state: TrainState, row: jax.Array) -> tuple[TrainState, LossSums]:
-        return train_step(state, key, take_batch(dataset, row), model=model, optimizer=optimizer)
+        return one_step(state, key, take_batch(dataset, row))
 
+    one_step = partial(train_step, model=model, optimizer=optimizer, binarize_key=binarize_key)
     return jax.lax.scan(step, state, order)
 
 

@@ -7,6 +7,7 @@ Shapes in comments throughout the package:
 """
 
 import hashlib
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -29,12 +30,22 @@ class Dataset(NamedTuple):
     label: ArrayLike  # (N,) int32
 
 
+Track: TypeAlias = Callable[[range], Iterable[int]]
+"""Goes through the numbers of all steps of some work, and may show how far it is."""
+
+
 class Splits(NamedTuple):
     """The two halves of a data set and what a model has to know of them."""
 
     train: Dataset
     test: Dataset
     num_classes: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of an image, (H, W, C)."""
+        height, width, channels = self.train.image.shape[1:]
+        return height, width, channels
 
     def fingerprint(self) -> str:
         """Give the SHA-256 of all arrays: two data sets are the same if theirs are."""

@@ -27,7 +27,7 @@ from cvae_jax import (
     stopping,
     workdir,
 )
-from cvae_jax.config import RunConfig, RunOptions, TrainConfig
+from cvae_jax.config import Binarize, RunConfig, RunOptions, TrainConfig
 from cvae_jax.programs import build_programs
 from cvae_jax.types import (
     CheckpointError,
@@ -99,16 +99,20 @@ def test_a_run_leaves_everything_it_promises(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("stops", [[2], [1, 3]])
+@pytest.mark.parametrize(("stops", "binarize"), [([2], "none"), ([1, 3], "dynamic")])
 def test_a_run_in_parts_equals_a_run_in_one_go_to_the_bit(
-    stops: list[int], tmp_path: Path, small_run: RunConfig, small_splits: Splits
+    stops: list[int],
+    binarize: Binarize,
+    tmp_path: Path,
+    small_run: RunConfig,
+    small_splits: Splits,
 ) -> None:
-    train(tmp_path / "whole", epochs=4)
+    config = dataclasses.replace(CONFIG, binarize=binarize)
+    train(tmp_path / "whole", 4, config)
     for epochs in [*stops, 4]:
-        train(tmp_path / "parts", epochs=epochs)
-    whole, parts = (
-        final_state(tmp_path / name, small_run, small_splits) for name in ("whole", "parts")
-    )
+        train(tmp_path / "parts", epochs, config)
+    run = dataclasses.replace(small_run, train=config)
+    whole, parts = (final_state(tmp_path / name, run, small_splits) for name in ("whole", "parts"))
     assert_trees_equal(whole, parts)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
     for name in ("samples/epoch_002.png", "samples/epoch_004.png", "loss.png"):

@@ -1,13 +1,18 @@
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
 from cvae_jax import programs
-from cvae_jax.batches import NO_EXAMPLE
+from cvae_jax.batches import NO_EXAMPLE, binarize_dataset, put_on_device
 from cvae_jax.config import RunConfig
+from cvae_jax.evaluation import evaluate
+from cvae_jax.keys import Purpose, make_key
+from cvae_jax.models import CVAE
 from cvae_jax.programs import Dispatch
 from cvae_jax.types import Splits, TrainState
 from tests.conftest import assert_trees_equal
@@ -107,3 +112,18 @@ def test_reading_lags_one_item_behind() -> None:
     assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]
     assert list(programs.one_behind(make(1))) == [0]
     assert list(programs.one_behind(make(0))) == []
+
+
+def test_a_black_and_white_run_is_tested_on_one_black_and_white_copy_of_the_test_set(
+    small_run: RunConfig, small_splits: Splits
+) -> None:
+    run = dataclasses.replace(
+        small_run, train=dataclasses.replace(small_run.train, binarize="dynamic")
+    )
+    run_programs = programs.build_programs(run, small_splits)
+    params = run_programs.init().params
+    key = partial(make_key, run.train.seed)
+    copy = binarize_dataset(key(Purpose.TEST_BINARIZE), put_on_device(small_splits.test))
+    expected = evaluate(params, key(Purpose.TEST), copy, model=CVAE(run.model), batch_size=300)
+    for found in (run_programs.test(params), run_programs.test(params)):
+        np.testing.assert_allclose(found.loss.sum(), expected.loss.sum(), rtol=1e-5)

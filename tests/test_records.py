@@ -19,6 +19,7 @@ RUN = RunConfig(
         learning_rate=0.1 + 0.2,
         hidden_dim=5,
         latent_dim=3,
+        binarize="dynamic",
         seed=2**32 - 1,
     ),
     image_shape=(9, 8, 3),
@@ -138,11 +139,17 @@ def test_a_hostile_setting_is_an_error(name: str, value: Any) -> None:
         records.decode_run(changed(**{name: value}))
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", [name for name in FIELDS if name != "binarize"])
 def test_a_missing_setting_is_named(name: str) -> None:
     content = {key: value for key, value in CONTENT.items() if key != name}
     with pytest.raises(records.RecordError, match=name):
         records.decode_run(json.dumps(content).encode())
+
+
+def test_a_record_from_before_there_was_a_choice_is_of_the_default() -> None:
+    content = {key: value for key, value in CONTENT.items() if key != "binarize"}
+    found = records.decode_run(json.dumps(content).encode())
+    assert found == dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, binarize="none"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from jax import export
 
 from cvae_jax import training
-from cvae_jax.batches import NO_EXAMPLE, in_rows, take_batch
+from cvae_jax.batches import NO_EXAMPLE, binarize, binarize_dataset, in_rows, take_batch
 from cvae_jax.config import ModelConfig
 from cvae_jax.models import CVAE
 from cvae_jax.types import Dataset, LossSums, TrainState
@@ -198,3 +198,54 @@ def test_an_epoch_of_the_original_lowers_for_accelerators(platform: str) -> None
 def test_rows_are_filled_only_at_the_end() -> None:
     np.testing.assert_array_equal(in_rows(jnp.arange(5), 3), [[0, 1, 2], [3, 4, NO_EXAMPLE]])
     np.testing.assert_array_equal(in_rows(jnp.arange(4), 2), [[0, 1], [2, 3]])
+
+
+# Black and white.
+
+
+def test_binarised_images_are_what_their_grey_levels_say(train_set: Dataset) -> None:
+    grey = take_batch(train_set, jnp.arange(64)).image
+    keys = jax.random.split(jax.random.key(0), 400)
+    draws = jax.jit(jax.vmap(lambda key: binarize(key, grey)))(keys)
+    assert draws.dtype == jnp.float32
+    assert set(np.unique(draws)) == {0.0, 1.0}
+    # Five standard deviations of a mean of 400 draws; where a grey level is 0 or 1, none at all.
+    deviation = jnp.sqrt(grey * (1 - grey) / 400)
+    assert (jnp.abs(draws.mean(axis=0) - grey) <= 6 * deviation + 1e-6).all()
+
+
+def test_each_step_draws_the_images_anew_from_the_key_and_the_step(
+    make_state: MakeState,
+    model: CVAE,
+    optimizer: optax.GradientTransformation,
+    train_set: Dataset,
+) -> None:
+    step = jax.jit(partial(training.train_step, model=model, optimizer=optimizer))
+    batch, noise_key, key = (
+        take_batch(train_set, jnp.arange(128)),
+        *jax.random.split(jax.random.key(1)),
+    )
+    for number in (0, 5):
+        state = make_state()._replace(step=jnp.array(number))
+        image = binarize(jax.random.fold_in(key, number), batch.image)
+        expected = step(state, noise_key, batch._replace(image=image))
+        assert_trees_equal(step(state, noise_key, batch, binarize_key=key), expected)
+    grey = step(make_state(), noise_key, batch)
+    assert grey[1].loss != step(make_state(), noise_key, batch, binarize_key=key)[1].loss
+
+
+@pytest.mark.parametrize("number", [1, 300])
+def test_a_binarised_data_set_depends_on_the_key_and_the_index_alone(
+    number: int, train_set: Dataset
+) -> None:
+    program = jax.jit(binarize_dataset)
+    whole = program(jax.random.key(0), train_set)
+    part = program(jax.random.key(0), Dataset(train_set.image[:number], train_set.label[:number]))
+    assert part.image.dtype == jnp.uint8
+    assert set(np.unique(part.image)) == {0, 255}
+    np.testing.assert_array_equal(part.image, whole.image[:number])
+    np.testing.assert_array_equal(part.label, train_set.label[:number])
+    other = program(jax.random.key(1), train_set)
+    assert (np.asarray(other.image) != whole.image).any()
+    # A black pixel stays black.
+    assert not np.asarray(whole.image)[np.asarray(train_set.image) == 0].any()
