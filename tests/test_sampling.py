@@ -3,6 +3,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cvae_jax import models, sampling
 from cvae_jax.models import CVAE
@@ -26,6 +27,20 @@ def test_a_set_can_be_drawn_in_pieces(model: CVAE, params: Params) -> None:
     whole = draw(jnp.arange(6), label)
     pieces = [draw(jnp.arange(start, start + 2), label[start : start + 2]) for start in (0, 2, 4)]
     np.testing.assert_allclose(whole, jnp.concatenate(pieces), rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 32])
+def test_a_data_set_of_samples_is_what_a_file_of_them_would_hold(
+    batch_size: int, model: CVAE, params: Params
+) -> None:
+    key, label = jax.random.key(2), jnp.arange(10)
+    program = jax.jit(partial(sampling.sample_dataset, model=model, batch_size=batch_size))
+    found = program(params, key, label)
+    expected = sampling.sample(params, key, jnp.arange(10), label, model=model)
+    assert (found.image.dtype, found.image.shape) == (jnp.uint8, (10, 784))
+    difference = np.asarray(found.image, np.float32) / 255 - expected.reshape(10, -1)
+    assert np.abs(difference).max() <= 0.5 / 255 + 1e-6
+    np.testing.assert_array_equal(found.label, label)
 
 
 def test_samples_differ_from_one_another_and_between_seeds(model: CVAE, params: Params) -> None:

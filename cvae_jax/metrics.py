@@ -1,0 +1,97 @@
+"""How far two sets of images are apart, from features of both, and other numbers of NumPy alone."""
+
+import numpy as np
+
+NUM_NEIGHBORS = 3
+"""k of precision and recall, as in Kynkäänniemi et al. 2019."""
+
+ACTIVE_VARIANCE = 0.01
+"""A latent dimension whose mean varies by more over the data is active (Burda et al. 2016)."""
+
+_ROWS = 1000  # of a matrix of distances, at a time
+
+
+def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Give the squared Fréchet distance of the Gaussians with two sets' means and covariances.
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson & Landau 1982; Heusel et al. 2017, eq. 6).
+    Biased upwards for small sets, so that only sets of equal size compare.
+
+    Args:
+        one: features (N, F), N at least 2.
+        other: features (M, F), M at least 2.
+    """
+    means, covariances = zip(
+        *((x.mean(axis=0), np.cov(x, rowvar=False)) for x in (_double(one), _double(other))),
+        strict=True,
+    )
+    first, second = (np.atleast_2d(covariance) for covariance in covariances)
+    # (C1 C2)^(1/2) has the trace of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric.
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    product = np.linalg.eigvalsh(root @ second @ root).clip(0)
+    trace = np.trace(first) + np.trace(second) - 2 * np.sqrt(product).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + trace)
+
+
+def precision_recall(
+    samples: np.ndarray, real: np.ndarray, num_neighbors: int = NUM_NEIGHBORS
+) -> tuple[float, float]:
+    """Give improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2).
+
+    Precision is the share of samples that lie within a ball around a real image, recall the
+    share of real images within a ball around a sample; each ball reaches to the k-th nearest
+    neighbour of its centre in the same set.
+
+    Args:
+        samples: features (N, F), N more than `num_neighbors`.
+        real: features (M, F), M more than `num_neighbors`.
+        num_neighbors: k.
+    """
+    precision = _share_within(samples, real, num_neighbors)
+    return precision, _share_within(real, samples, num_neighbors)
+
+
+def _share_within(points: np.ndarray, centres: np.ndarray, num_neighbors: int) -> float:
+    points, centres = _double(points), _double(centres)
+    radii = np.concatenate(
+        [
+            # The nearest is the centre itself.
+            np.partition(_squared_distances(centres[i : i + _ROWS], centres), num_neighbors)[
+                :, num_neighbors
+            ]
+            for i in range(0, len(centres), _ROWS)
+        ]
+    )
+    is_within = [
+        (_squared_distances(points[i : i + _ROWS], centres) <= radii).any(axis=1)
+        for i in range(0, len(points), _ROWS)
+    ]
+    return float(np.concatenate(is_within).mean())
+
+
+def _squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Give the squared distance of each of one set to each of the other, (N, M)."""
+    products = one @ other.T
+    return (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1) - 2 * products
+
+
+def confusion_matrix(asked: np.ndarray, judged: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count how often each class was judged to be each class, (Y, Y) int: a row is what it was.
+
+    Args:
+        asked: (N,) int in [0, Y).
+        judged: (N,) int in [0, Y).
+        num_classes: Y.
+    """
+    counts = np.bincount(asked * num_classes + judged, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Give the standard error of a mean over independent values, (N,), N at least 2."""
+    return float(np.std(_double(values), ddof=1) / np.sqrt(len(values)))
+
+
+def _double(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, np.float64)
