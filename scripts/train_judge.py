@@ -1,0 +1,19 @@
+"""Train the judge of a data set: `python scripts/train_judge.py --out judge.npz`."""
+
+from cvae_jax import cli
+
+
+def main() -> None:
+    """Parse the arguments, then train."""
+    # The rest is imported once Ctrl-C ends in a line, and what is slow after the arguments.
+    with cli.one_line_errors():
+        from cvae_jax.config import JudgeOptions
+
+        options = cli.parse(JudgeOptions)
+        from cvae_jax import judges
+
+        judges.train(options)
+
+
+if __name__ == "__main__":
+    main()
