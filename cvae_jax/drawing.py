@@ -8,14 +8,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from cvae_jax import checkpoints, figures, workdir
+from cvae_jax import figures, trained, workdir
 from cvae_jax.config import RunConfig, SampleOptions
 from cvae_jax.devices import require_memory
 from cvae_jax.files import require_writable, user_path, whole_file, write_arrays
 from cvae_jax.keys import Purpose, make_key
-from cvae_jax.models import CVAE, init_params
+from cvae_jax.models import CVAE
 from cvae_jax.sampling import sample
-from cvae_jax.types import CheckpointError, ConfigError, Params, UserError
+from cvae_jax.types import ConfigError, Params, UserError
 
 _MOST_IN_PICTURE = 1000
 _BATCH = 1000
@@ -50,12 +50,9 @@ def draw(options: SampleOptions) -> None:
         require_writable("out", out, folder=False)
     if npz:
         require_writable("npz", npz, folder=False)
-    checkpoint = _choose_checkpoint(folder, options.step)
-    model = CVAE(run.model)
-    like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
-    params = checkpoints.restore_params(checkpoint, like, run)
-    print(f"model: {checkpoint}", flush=True)
-    image = _sample_all(params, options.seed, label, model)
+    found = trained.load(folder, run, options.step)
+    print(f"model: {found.checkpoint}", flush=True)
+    image = _sample_all(found.params, options.seed, label, found.model)
     if npz:
         _write_arrays(npz, image, label)
     if out:
@@ -79,25 +76,6 @@ def choose_labels(digit: int | None, num: int, run: RunConfig) -> np.ndarray:
             f"choose 0 to {run.num_classes - 1}"
         )
     return np.full(num, digit, np.int32)
-
-
-def _choose_checkpoint(folder: Path, step: int | None) -> Path:
-    """Take the checkpoint of a step, or the newest one that is whole."""
-    directory = folder / workdir.CHECKPOINTS
-    if step is None:
-        newest = checkpoints.find_newest(directory)
-        if newest is None:
-            raise CheckpointError(
-                f"no checkpoint in {directory}; make one with: {workdir.train_command(folder)}"
-            )
-        return newest
-    steps = checkpoints.list_steps(directory)
-    if step not in steps:
-        raise ConfigError(f"--step {step} is not in {directory}; choose one of {steps}")
-    checkpoint = directory / str(step)
-    if damage := checkpoints.find_damage(checkpoint):
-        raise CheckpointError(f"{checkpoint} is damaged ({damage}); choose another of {steps}")
-    return checkpoint
 
 
 def _sample_all(params: Params, seed: int, label: np.ndarray, model: CVAE) -> np.ndarray:
