@@ -94,7 +94,8 @@ def one_line_errors() -> Iterator[None]:
         # JAX has no type of its own for it, and importing JAX just to look would slow --help.
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        _stop("error: out of memory; try a smaller --batch-size, --hidden-dim or --num", 1)
+        options = "--batch-size, --hidden-dim, --num or --num-samples"
+        _stop(f"error: out of memory; try a smaller {options}, where this script has it", 1)
     except _Stopped:
         _stop("stopped", _EXIT_STOPPED)
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -72,19 +73,27 @@ def image_grid(
 
 def loss_curve(history: Sequence[EpochMetrics], title: str) -> Figure:
     """Draw the training and the test loss over the epochs, in nats per image."""
-    epoch = [row.epoch for row in history]
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
+    draw_loss(axes, history)
+    axes.set_title(title)
+    return figure
+
+
+def draw_loss(axes: Axes, history: Sequence[EpochMetrics]) -> None:
+    """Draw the training and the test loss over the epochs, in nats per image."""
+    if not history:
+        axes.text(0.5, 0.5, "no epoch is over yet", ha="center", transform=axes.transAxes)
+    epoch = [row.epoch for row in history]
     for name, loss in (
         ("train", [row.train_loss for row in history]),
         ("test", [row.test_loss for row in history]),
     ):
         marker = "o" if len(history) == 1 else ""
-        axes.plot(epoch, loss, marker=marker, label=f"{name}, {loss[-1]:.2f} at the end")
-    axes.set_title(title)
+        ending = f", {loss[-1]:.2f} at the end" if loss else ""
+        axes.plot(epoch, loss, marker=marker, label=f"{name}{ending}")
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss, nats per image")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(linestyle="--", alpha=0.6)
     axes.legend()
-    return figure

@@ -15,7 +15,7 @@ import pytest
 
 import cvae_jax
 from cvae_jax import cli
-from cvae_jax.config import RunOptions, SampleOptions, TrainConfig
+from cvae_jax.config import EvaluateOptions, JudgeOptions, RunOptions, SampleOptions, TrainConfig
 from cvae_jax.types import (
     CheckpointError,
     ConfigError,
@@ -27,6 +27,8 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "train": (RunOptions, TrainConfig),
     "sample": (SampleOptions,),
+    "evaluate": (EvaluateOptions,),
+    "train_judge": (JudgeOptions,),
 }
 OPTIONS = {
     script: [
@@ -40,6 +42,7 @@ NO_WHOLE_NUMBER = ["", "x", "1.5", "1e3", "nan", "inf"]
 NO_COUNT = [*NO_WHOLE_NUMBER, "0", "-1", "2147483648", "9" * 30]
 NO_DIM = [*NO_WHOLE_NUMBER, "0", "-1", "65537", "9" * 30]
 NO_SEED = [*NO_WHOLE_NUMBER, "-1", "4294967296", "9" * 30]
+NO_SOURCE = ["", "x", "0", "-1", "idx"]
 BAD: dict[tuple[str, str], list[str]] = {
     ("train", "--epochs"): NO_COUNT,
     ("train", "--dataset"): ["", " ", "../mnist", ".hidden", "/mnist", "a//b", "a b", "a\nb"],
@@ -52,7 +55,8 @@ BAD: dict[tuple[str, str], list[str]] = {
     ("train", "--seed"): NO_SEED,
     ("train", "--sample-every"): NO_COUNT,
     ("train", "--checkpoint-every"): NO_COUNT,
-    ("train", "--source"): ["", "x", "0", "-1", "idx"],
+    ("train", "--source"): NO_SOURCE,
+    ("train", "--binarize"): ["", "x", "0", "Dynamic", "static"],
     ("sample", "--digit"): NO_WHOLE_NUMBER,
     ("sample", "--num"): NO_COUNT,
     ("sample", "--seed"): NO_SEED,
@@ -61,6 +65,17 @@ BAD: dict[tuple[str, str], list[str]] = {
     ("sample", "--step"): [*NO_WHOLE_NUMBER, "-1", "9" * 30],
     ("sample", "--out"): ["", "x", "0", "nan", "digit.jpg", "png"],
     ("sample", "--npz"): ["", "x", "0", "nan", "digits.npy", "npz"],
+    ("evaluate", "--workdir"): [""],
+    ("evaluate", "--step"): [*NO_WHOLE_NUMBER, "-1", "9" * 30],
+    ("evaluate", "--num-importance-samples"): NO_COUNT,
+    ("evaluate", "--num-samples"): [*NO_COUNT, "9"],
+    ("evaluate", "--seed"): NO_SEED,
+    ("evaluate", "--source"): NO_SOURCE,
+    ("evaluate", "--data-dir"): [""],
+    ("train_judge", "--out"): ["", "x", "0", "nan", "judge.npy", "npz"],
+    ("train_judge", "--dataset"): [""],
+    ("train_judge", "--source"): NO_SOURCE,
+    ("train_judge", "--data-dir"): [""],
 }
 
 Run = Callable[..., tuple[int | str | None, str, str]]
@@ -90,7 +105,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     the test and starts nothing. Nothing may be written before that either.
     """
     monkeypatch.chdir(tmp_path)
-    for module in ("experiment", "drawing"):
+    for module in ("experiment", "drawing", "assessment", "judges"):
         monkeypatch.setitem(sys.modules, f"cvae_jax.{module}", None)
         monkeypatch.delattr(cvae_jax, module, raising=False)
 

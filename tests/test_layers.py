@@ -14,12 +14,12 @@ PACKAGE = Path(cvae_jax.__file__).parent
 # Imports run from a row to rows above it only; modules of one row don't import each other.
 LAYERS = [
     {"__init__", "types"},
-    {"config", "files", "keys", "devices", "progress", "stopping"},
-    {"records", "idx", "models", "batches", "figures", "cli"},
-    {"workdir", "checkpoints", "tfds_source", "objective", "sampling"},
-    {"data", "training", "evaluation"},
-    {"programs", "drawing"},
-    {"experiment"},
+    {"config", "files", "keys", "devices", "progress", "stopping", "metrics"},
+    {"records", "idx", "models", "batches", "figures", "cli", "measures"},
+    {"workdir", "checkpoints", "tfds_source", "objective", "sampling", "judge", "overview"},
+    {"data", "training", "evaluation", "trained", "sample_quality"},
+    {"programs", "drawing", "likelihoods", "judges"},
+    {"experiment", "assessment"},
 ]
 
 

@@ -1,0 +1,19 @@
+"""Measure how good a trained model is: `python scripts/evaluate.py`."""
+
+from cvae_jax import cli
+
+
+def main() -> None:
+    """Parse the arguments, then evaluate."""
+    # The rest is imported once Ctrl-C ends in a line, and what is slow after the arguments.
+    with cli.one_line_errors():
+        from cvae_jax.config import EvaluateOptions
+
+        options = cli.parse(EvaluateOptions)
+        from cvae_jax import assessment
+
+        assessment.assess(options)
+
+
+if __name__ == "__main__":
+    main()
