@@ -87,7 +87,7 @@ def one_line_errors() -> Iterator[None]:
             try:
                 yield
             except InterruptedRunError as stop:
-                _stop(str(stop), stop.exit_status)
+                _leave(str(stop), stop.exit_status)
             except UserError as error:
                 _stop(f"error: {error}", error.exit_status)
     except (MemoryError, RuntimeError) as error:
@@ -97,9 +97,9 @@ def one_line_errors() -> Iterator[None]:
         options = "--batch-size, --hidden-dim, --num or --num-samples"
         _stop(f"error: out of memory; try a smaller {options}, where this script has it", 1)
     except _Stopped:
-        _stop("stopped", _EXIT_STOPPED)
+        _leave("stopped", _EXIT_STOPPED)
     except KeyboardInterrupt:
-        _stop("interrupted", _EXIT_INTERRUPTED)
+        _leave("interrupted", _EXIT_INTERRUPTED)
     except BrokenPipeError:  # the output goes to a program that has read enough, such as `head`
         _drop_output()
         sys.exit(_EXIT_BROKEN_PIPE)
@@ -139,16 +139,26 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _leave(message: str, status: int) -> NoReturn:
+    """End at once: Python's own way out waits for what JAX computes, or crashes on it."""
+    _say(message)
+    os._exit(status)
+
+
 def _stop(message: str, status: int) -> NoReturn:
+    _say(message)
+    sys.exit(status)
+
+
+def _say(message: str) -> None:
     # A path in it may hold anything, such as the end of a line.
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
     with contextlib.suppress(OSError):  # whoever read it may be gone
-        print(line, file=sys.stderr)
+        print(line, file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
     except OSError:
         _drop_output()
-    sys.exit(status)
 
 
 class _Tolerant:

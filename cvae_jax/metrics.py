@@ -48,32 +48,35 @@ def precision_recall(
         real: features (M, F), M more than `num_neighbors`.
         num_neighbors: k.
     """
-    precision = _share_within(samples, real, num_neighbors)
-    return precision, _share_within(real, samples, num_neighbors)
+    samples, real = _double(samples), _double(real)
+    sample_radii, real_radii = (_radii(points, num_neighbors) for points in (samples, real))
+    is_precise = np.zeros(len(samples), bool)
+    is_recalled = np.zeros(len(real), bool)
+    for rows in _blocks(len(samples)):
+        distances = _squared_distances(samples[rows], real)
+        is_precise[rows] = (distances <= real_radii).any(axis=1)
+        is_recalled |= (distances <= sample_radii[rows, np.newaxis]).any(axis=0)
+    return float(is_precise.mean()), float(is_recalled.mean())
 
 
-def _share_within(points: np.ndarray, centres: np.ndarray, num_neighbors: int) -> float:
-    points, centres = _double(points), _double(centres)
-    radii = np.concatenate(
-        [
-            # The nearest is the centre itself.
-            np.partition(_squared_distances(centres[i : i + _ROWS], centres), num_neighbors)[
-                :, num_neighbors
-            ]
-            for i in range(0, len(centres), _ROWS)
-        ]
-    )
-    is_within = [
-        (_squared_distances(points[i : i + _ROWS], centres) <= radii).any(axis=1)
-        for i in range(0, len(points), _ROWS)
-    ]
-    return float(np.concatenate(is_within).mean())
+def _radii(points: np.ndarray, num_neighbors: int) -> np.ndarray:
+    """Give the squared distance of each point to its k-th nearest neighbour in the set, (N,)."""
+    blocks = (_squared_distances(points[rows], points) for rows in _blocks(len(points)))
+    # The nearest of all is the point itself.
+    nearest = (np.partition(block, num_neighbors)[:, num_neighbors] for block in blocks)
+    return np.concatenate(list(nearest))
+
+
+def _blocks(number: int) -> list[slice]:
+    return [slice(start, start + _ROWS) for start in range(0, number, _ROWS)]
 
 
 def _squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Give the squared distance of each of one set to each of the other, (N, M)."""
-    products = one @ other.T
-    return (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1) - 2 * products
+    distances = one @ (-2 * other.T)
+    distances += (one**2).sum(axis=1)[:, np.newaxis]
+    distances += (other**2).sum(axis=1)
+    return distances
 
 
 def confusion_matrix(asked: np.ndarray, judged: np.ndarray, num_classes: int) -> np.ndarray:

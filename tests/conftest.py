@@ -6,6 +6,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -43,6 +44,12 @@ settings.register_profile(
 settings.load_profile("ours")
 
 SMALL = ModelConfig(image_shape=(28, 28, 1), num_classes=10, hidden_dim=32, latent_dim=5)
+
+
+@pytest.fixture
+def stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a script that is left at once raise SystemExit in these tests' own process."""
+    monkeypatch.setattr(os, "_exit", sys.exit)
 
 
 @pytest.fixture(scope="session")

@@ -263,6 +263,7 @@ def test_an_error_of_the_user_is_a_line_and_an_exit_status(
     assert capsys.readouterr() == ("", "error: what to do\n")
 
 
+@pytest.mark.usefixtures("stays")
 def test_control_c_ends_as_the_shell_expects(capsys: pytest.CaptureFixture[str]) -> None:
     # Both are expected, because an interrupt that got through would end the tests themselves.
     with pytest.raises((SystemExit, KeyboardInterrupt)) as stop, cli.one_line_errors():
@@ -272,6 +273,7 @@ def test_control_c_ends_as_the_shell_expects(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr() == ("", "interrupted\n")
 
 
+@pytest.mark.usefixtures("stays")
 def test_sigterm_ends_as_the_shell_expects(capsys: pytest.CaptureFixture[str]) -> None:
     cleaned: list[str] = []
 
@@ -287,6 +289,22 @@ def test_sigterm_ends_as_the_shell_expects(capsys: pytest.CaptureFixture[str]) -
     assert stop.value.code == 143
     assert capsys.readouterr() == ("", "stopped\n")
     assert cleaned == ["all"]
+
+
+def test_a_signal_does_not_wait_for_what_is_being_computed() -> None:
+    code = """
+from cvae_jax import cli
+with cli.one_line_errors():
+    import signal
+    import jax
+    endless = jax.jit(lambda x: jax.lax.fori_loop(0, 2**31 - 1, lambda _, y: y @ x, x))
+    running = endless(jax.numpy.eye(800))
+    signal.raise_signal(signal.SIGTERM)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "stopped\n")
 
 
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None])

@@ -264,6 +264,7 @@ def test_a_file_that_may_not_grow_ends_the_command_in_one_line(option: str, home
     [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "stopped\n")],
 )
 @pytest.mark.parametrize("option", ENDINGS)
+@pytest.mark.usefixtures("stays")
 def test_a_signal_while_a_file_is_written_leaves_the_old_one_and_nothing_else(
     option: str,
     number: signal.Signals,
