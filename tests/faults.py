@@ -258,7 +258,7 @@ def stop_at_once(trainer: Trainer, number: int, rng: random.Random) -> list[str]
     for attempt in range(15):
         started = trainer.start()
         started.wait_for("compiling: ")
-        time.sleep(0.15 * attempt + rng.uniform(0, 0.15))
+        time.sleep(0.3 + 0.2 * attempt + rng.uniform(0, 0.2))
         started.process.send_signal(number)
         started.wait_for("a second one stops at once")
         time.sleep(0.25)  # sooner, it would belong to the first
