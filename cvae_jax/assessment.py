@@ -86,10 +86,11 @@ def assess(options: EvaluateOptions) -> None:
         # One draw for all: the bound and the likelihood are of the same images.
         key = make_key(options.seed, Purpose.TEST_BINARIZE)
         binary = jax.jit(binarize_dataset)(key, test)
-        found = _measure(model, splits, test, binary, options)
-        images = binary if run.train.binarize == "dynamic" else test
-        findings = _choose_findings(model, images, found)
-    title = f"{run.train.dataset}, {_images_of(model)}, step {model.checkpoint.name}"
+        kinds = {"grey levels": test, "binarised": binary}
+        trained_on = "grey levels" if run.train.binarize == "none" else "binarised"
+        found = _measure(model, splits, kinds, trained_on, options)
+        findings = _choose_findings(model, kinds[trained_on], found)
+    title = f"{run.train.dataset}, {trained_on}, step {model.checkpoint.name}"
     picture = io.BytesIO()
     overview.draw_findings(findings, title).savefig(picture, format="png")
     print(table(found.measurements))
@@ -120,9 +121,14 @@ def _require_data(splits: Splits, fingerprint: str, name: str) -> None:
 
 
 def _measure(
-    model: trained.Trained, splits: Splits, test: Dataset, binary: Dataset, options: EvaluateOptions
+    model: trained.Trained,
+    splits: Splits,
+    kinds: dict[str, Dataset],
+    trained_on: str,
+    options: EvaluateOptions,
 ) -> Assessment:
     """Measure one thing after the other, and show which."""
+    test, binary = kinds["grey levels"], kinds["binarised"]
     seed, params, module = options.seed, model.params, model.model
     judge = judges.find_judge(splits, model.run.data_sha256, _bar("training the judge", "step"))
     with tqdm(total=6, unit="measure") as bar:
@@ -141,9 +147,8 @@ def _measure(
         grey = measure("the bound", measure_elbo, "grey levels", params, seed, test, module)
         black = measure("the bound", measure_elbo, "binarised", params, seed, binary, module)
         _require_finite(grey | black, model)
-        images = binary if model.run.train.binarize == "dynamic" else test
         latent = measure(
-            "the latent", measure_latent_use, _images_of(model), params, images, module
+            "the latent", measure_latent_use, trained_on, params, kinds[trained_on], module
         )
         of_judge = measure("the judge", measure_judge, judge, test, module)
         conditional = measure(
@@ -188,11 +193,6 @@ def _require_finite(measurements: Measurements, model: trained.Trained) -> None:
 
 def _bar(name: str, unit: str) -> Any:
     return partial(tqdm, desc=name, unit=unit)
-
-
-def _images_of(model: trained.Trained) -> str:
-    """Name the images that a model was trained on."""
-    return "grey levels" if model.run.train.binarize == "none" else "binarised"
 
 
 def _to_json(
