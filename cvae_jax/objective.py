@@ -5,7 +5,6 @@ log p(x|y) >= E_q[log p(x|z,y)] - KL(q(z|x,y) || N(0, I))    (Kingma & Welling 2
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from cvae_jax.models import CVAE, decode, encode
 from cvae_jax.types import Batch, ElboTerms, LossSums, Params
@@ -40,8 +39,7 @@ def bernoulli_log_likelihood(logits: jax.Array, image: jax.Array) -> jax.Array:
     # Flat, because XLA's loops over a short last axis, such as the channels, are slow on a CPU:
     # an epoch took 1.4 times as long.
     flat_logits, flat_image = (array.reshape(array.shape[0], -1) for array in (logits, image))
-    cross_entropy: jax.Array = optax.sigmoid_binary_cross_entropy(flat_logits, flat_image)
-    return -cross_entropy.sum(axis=-1)
+    return _pixel_log_likelihood(flat_logits, flat_image).sum(axis=-1)
 
 
 def log_weights(
@@ -68,10 +66,26 @@ def log_weights(
     logits = decode(model, params, latent.reshape(-1, latent_dim), labels)
     flat_logits = logits.reshape(num_latents, batch_size, -1)
     flat_image = image.reshape(1, batch_size, -1)
-    # With one exponential where the library's has two: a third less time for the whole estimate.
-    softplus = jnp.maximum(flat_logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(flat_logits)))
-    cross_entropy = softplus - flat_image * flat_logits
-    return log_ratio - cross_entropy.sum(axis=-1)
+    return log_ratio + _pixel_log_likelihood(flat_logits, flat_image).sum(axis=-1)
+
+
+# One exponential in the value where optax's cross-entropy has two, and a derivative that needs
+# nothing of the value: on a CPU an epoch takes 0.9 times as long, an estimate of log p(x|y) two
+# thirds.
+@jax.custom_jvp
+def _pixel_log_likelihood(logits: jax.Array, image: jax.Array) -> jax.Array:
+    """Give x log p + (1 - x) log(1 - p) of every pixel; shapes as they broadcast."""
+    softplus = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return image * logits - softplus
+
+
+_pixel_log_likelihood.defjvps(
+    # x - p, without a difference of two numbers that are nearly equal
+    lambda tangent, _, logits, image: (
+        tangent * (image * jax.nn.sigmoid(-logits) - (1 - image) * jax.nn.sigmoid(logits))
+    ),
+    lambda tangent, _, logits, image: tangent * logits,
+)
 
 
 def kl_to_standard_normal(mean: jax.Array, logvar: jax.Array) -> jax.Array:
