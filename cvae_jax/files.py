@@ -93,6 +93,17 @@ def reason(error: BaseException, path: Path | None = None) -> str:
     return line if path is None else f"{line}{_free_space(path)}"
 
 
+def cache_folder() -> Path | None:
+    """Give the user's folder for what can be made again; None for a user without a home."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not folder.is_absolute():  # it is to be ignored then, says the standard of that variable
+        try:
+            folder = Path.home() / ".cache"
+        except RuntimeError:  # as in a container
+            return None
+    return folder / "cvae_jax" if folder.is_absolute() else None
+
+
 def user_path(option: str, path: Path) -> Path:
     """Put the user's home in the place of `~`.
 

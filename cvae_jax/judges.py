@@ -1,7 +1,6 @@
 """Judges of data sets: MNIST's ships with the package, any other is trained once and kept."""
 
 import logging
-import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from cvae_jax import devices
 from cvae_jax.batches import put_on_device
 from cvae_jax.config import JudgeOptions
 from cvae_jax.data import load_dataset
-from cvae_jax.files import reason, require_writable, user_path, write_arrays
+from cvae_jax.files import cache_folder, reason, require_writable, user_path, write_arrays
 from cvae_jax.judge import init_judge, judge_all, train_judge
 from cvae_jax.keys import Purpose, make_key
 from cvae_jax.types import Params, Splits, Track, UserError
@@ -58,7 +57,8 @@ def find_judge(splits: Splits, fingerprint: str, track: Track) -> Params:
         fingerprint: its `Splits.fingerprint`, which takes a while for a large one.
         track: goes through the steps of a training.
     """
-    kept = _cache_folder() / f"judge-{_RECIPE}-{fingerprint[:32]}.npz"
+    folder = cache_folder() or Path(tempfile.gettempdir()) / "cvae_jax"
+    kept = folder / f"judge-{_RECIPE}-{fingerprint[:32]}.npz"
     for path in (BUNDLED, kept):
         params = read(path, splits, fingerprint)
         if params is not None:
@@ -113,13 +113,3 @@ def read(path: Path, splits: Splits, fingerprint: str) -> Params | None:
         _log.warning("the judge %s is damaged (%s); training another one", path, reason(error))
         return None
     return unflatten_dict(found, sep=".")
-
-
-def _cache_folder() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if folder.is_absolute():  # any other is to be ignored, says the standard of that variable
-        return folder / "cvae_jax"
-    try:
-        return Path.home() / ".cache" / "cvae_jax"
-    except RuntimeError:  # a user without a home, as in a container
-        return Path(tempfile.gettempdir()) / "cvae_jax"

@@ -6,17 +6,21 @@ Shapes in comments throughout the package:
     Y  classes                     Z  latent dimensions
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import jax
 import numpy as np
+
+if TYPE_CHECKING:  # so that --help and a bad argument's error don't wait for JAX
+    import jax
 
 Params: TypeAlias = Any
 """A pytree of float32 arrays: what `models.CVAE.init` returns under "params"."""
 
-ArrayLike: TypeAlias = jax.Array | np.ndarray
+ArrayLike: TypeAlias = "jax.Array | np.ndarray"
 
 
 class Dataset(NamedTuple):

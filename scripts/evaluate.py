@@ -10,8 +10,10 @@ def main() -> None:
         from cvae_jax.config import EvaluateOptions
 
         options = cli.parse(EvaluateOptions)
-        from cvae_jax import assessment
+        with cli.many_imports():
+            from cvae_jax import assessment, compiled
 
+        compiled.keep()
         assessment.assess(options)
 
 

@@ -10,8 +10,10 @@ def main() -> None:
         from cvae_jax.config import SampleOptions
 
         options = cli.parse(SampleOptions)
-        from cvae_jax import drawing
+        with cli.many_imports():
+            from cvae_jax import compiled, drawing
 
+        compiled.keep()
         drawing.draw(options)
 
 

@@ -10,8 +10,10 @@ def main() -> None:
         from cvae_jax.config import TrainCommand
 
         command = cli.parse(TrainCommand)
-        from cvae_jax import experiment
+        with cli.many_imports():
+            from cvae_jax import compiled, experiment
 
+        compiled.keep()
         experiment.train(command.config, command.run)
 
 

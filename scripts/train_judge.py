@@ -10,8 +10,10 @@ def main() -> None:
         from cvae_jax.config import JudgeOptions
 
         options = cli.parse(JudgeOptions)
-        from cvae_jax import judges
+        with cli.many_imports():
+            from cvae_jax import compiled, judges
 
+        compiled.keep()
         judges.train(options)
 
 

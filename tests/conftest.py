@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import matplotlib
 import numpy as np
 import optax
 import pytest
@@ -29,6 +30,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What one test has compiled is there for all; most of their time went into compiling the same.
 _CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax-tests-")
+# Scripts that tests start keep theirs there as well, and never in the user's own folder.
+os.environ |= {"XDG_CACHE_HOME": _CACHE.name, "MPLCONFIGDIR": matplotlib.get_cachedir()}
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -15,7 +15,7 @@ PACKAGE = Path(cvae_jax.__file__).parent
 LAYERS = [
     {"__init__", "types"},
     {"config", "files", "keys", "devices", "progress", "stopping", "metrics"},
-    {"records", "idx", "models", "batches", "figures", "cli", "measures"},
+    {"records", "idx", "models", "batches", "figures", "cli", "measures", "compiled"},
     {"workdir", "checkpoints", "tfds_source", "objective", "sampling", "judge", "overview"},
     {"data", "training", "evaluation", "trained", "sample_quality"},
     {"programs", "drawing", "likelihoods", "judges"},
@@ -61,6 +61,8 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
     assert not {"jax", "tensorflow_datasets", "matplotlib", "orbax"} & loaded_by("import cvae_jax")
-    assert not {"flax", "matplotlib", "orbax"} & loaded_by("import cvae_jax.cli")
+    # Nor by --help, or by an argument that can't be used.
+    parsing = "from cvae_jax import cli, config\nwith cli.one_line_errors(): import tyro"
+    assert not {"jax", "flax", "matplotlib", "orbax"} & loaded_by(parsing)
     assert "tensorflow_datasets" not in loaded_by("import cvae_jax.experiment, cvae_jax.drawing")
     assert not {"optax", "tensorflow_datasets"} & loaded_by("import cvae_jax.drawing")
