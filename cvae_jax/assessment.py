@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from cvae_jax import __version__, data, devices, judges, overview, trained, workdir
 from cvae_jax.batches import binarize_dataset, put_on_device
-from cvae_jax.config import EvaluateOptions
 from cvae_jax.files import require_writable, user_path, whole_file
 from cvae_jax.judge import NUM_FEATURES
 from cvae_jax.keys import Purpose, make_key
@@ -32,6 +31,7 @@ from cvae_jax.likelihoods import (
 from cvae_jax.measures import Measurements, by_class, table, table_of_classes
 from cvae_jax.metrics import NUM_NEIGHBORS
 from cvae_jax.models import decode, encode
+from cvae_jax.options import EvaluateOptions
 from cvae_jax.sample_quality import (
     Conditional,
     OfJudge,

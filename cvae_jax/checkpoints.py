@@ -20,10 +20,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Sharding, SingleDeviceSharding
 
-from cvae_jax import records
+from cvae_jax import processes, records
 from cvae_jax.config import RunConfig
-from cvae_jax.files import reason, sync_folder
+from cvae_jax.files import reason, require_room, sync_folder, sync_tree
 from cvae_jax.types import CheckpointError, Params, Progress, TrainState
 
 NUM_KEPT = 5
@@ -39,6 +40,8 @@ _log = logging.getLogger(__name__)
 def save(directory: Path, state: TrainState, run: RunConfig, progress: Progress) -> None:
     """Write a checkpoint, then delete all but the newest `NUM_KEPT`.
 
+    Where several processes train together, all have to call it, on a disk that they share.
+
     Raises:
         CheckpointError: it could not be written; the older ones stand.
     """
@@ -46,17 +49,22 @@ def save(directory: Path, state: TrainState, run: RunConfig, progress: Progress)
     temporary = directory / f".{step}.tmp"
     try:
         with _errors_name(directory / str(step), "written"):
-            temporary.mkdir(parents=True)
-            _require_room(temporary, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-            # A relative path is accepted, then fails.
+            if processes.is_first():
+                temporary.mkdir(parents=True)
+                num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+                require_room(temporary, num_bytes + _OVERHEAD)
+            # All processes together. A relative path is accepted, then fails.
             ocp.PyTreeCheckpointer().save((temporary / _STATE).resolve(), state._asdict())
+            if not processes.is_first():
+                return
             (temporary / _RECORD).write_bytes(records.encode(run, progress))
             (temporary / _SUMS).write_bytes(_sums(temporary))
-            _sync(temporary)
+            sync_tree(temporary)
             temporary.rename(directory / str(step))
             sync_folder(directory)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
     for old in list_steps(directory)[:-NUM_KEPT]:
         shutil.rmtree(directory / str(old), ignore_errors=True)
@@ -129,13 +137,16 @@ def clean(directory: Path, newest: Path | None) -> None:
             _log.warning("the damaged checkpoint is kept as %s", aside)
 
 
-def restore(checkpoint: Path, like: TrainState, run: RunConfig) -> tuple[TrainState, Progress]:
-    """Restore all of a checkpoint.
+def restore(
+    checkpoint: Path, like: TrainState, run: RunConfig, where: Sharding | None = None
+) -> tuple[TrainState, Progress]:
+    """Restore all of a checkpoint, whatever devices it was saved from.
 
     Args:
         checkpoint: its folder.
         like: a state of the same structure, shapes and types, for example from `jax.eval_shape`.
         run: the settings that it must have been made with.
+        where: the devices to put it on; None for this process's first.
 
     Raises:
         CheckpointError: it can't be read, or is of another run; the message names what differs.
@@ -143,7 +154,7 @@ def restore(checkpoint: Path, like: TrainState, run: RunConfig) -> tuple[TrainSt
     record = require_run(checkpoint, run)
     with _errors_name(checkpoint, "read"):
         progress = records.decode_progress(record)
-        restored = _restore(checkpoint, like._asdict())
+        restored = _restore(checkpoint, like._asdict(), where)
         return TrainState(**restored), progress
 
 
@@ -177,10 +188,11 @@ def require_run(checkpoint: Path, run: RunConfig) -> bytes:
     return record
 
 
-def _restore(checkpoint: Path, like: dict[str, Any], **options: Any) -> Any:
-    """Ask for arrays on this process's first device, whatever devices they were saved from."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+def _restore(
+    checkpoint: Path, like: dict[str, Any], where: Sharding | None = None, **options: Any
+) -> Any:
+    where = where or SingleDeviceSharding(jax.local_devices()[0])
+    item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like)
     path = (checkpoint / _STATE).resolve()
     with ocp.PyTreeCheckpointer() as checkpointer:
         _require_same_arrays(checkpointer.metadata(path).item_metadata.tree, like)
@@ -217,26 +229,6 @@ def _sums(folder: Path) -> bytes:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
     return os.fsencode("".join(lines))
-
-
-def _require_room(folder: Path, num_bytes: int) -> None:
-    """Fail by one OSError where Orbax's threads would print a hundred lines of tracebacks.
-
-    A full disk, a quota and a limit on the size of files all show only when bytes are written.
-    """
-    room = folder / "room"
-    room.write_bytes(bytes(num_bytes + _OVERHEAD))
-    room.unlink()
-
-
-def _sync(folder: Path) -> None:
-    """Have all of a folder on the disk before it gets its name."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

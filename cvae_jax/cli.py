@@ -83,12 +83,14 @@ def one_line_errors() -> Iterator[None]:
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         with _sigterm_like_control_c():
-            from cvae_jax.types import InterruptedRunError, UserError
+            from cvae_jax.types import InterruptedRunError, PartedError, UserError
 
             try:
                 yield
             except InterruptedRunError as stop:
                 _leave(str(stop), stop.exit_status)
+            except PartedError as error:
+                _leave(f"error: {error}", error.exit_status)
             except UserError as error:
                 _stop(f"error: {error}", error.exit_status)
             gc.freeze()  # at its end Python would look through all that JAX and Matplotlib hold

@@ -52,7 +52,16 @@ def _make_folder() -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return None
-    return folder if os.access(folder, os.R_OK | os.W_OK | os.X_OK) else None
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK) or not _is_private(folder):
+        return None
+    return folder
+
+
+def _is_private(folder: Path) -> bool:
+    if not hasattr(os, "getuid"):  # Windows
+        return True
+    about = folder.stat()
+    return about.st_uid == os.getuid() and not about.st_mode & 0o022
 
 
 def _empty_when_damaged(folder: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cvae_jax import idx, tfds_source
-from cvae_jax.config import Source
 from cvae_jax.files import reason, write_arrays
+from cvae_jax.options import Source
 from cvae_jax.types import ConfigError, DataError, Dataset, Splits, UserError
 
 _BUNDLED = Path(__file__).parent / "mnist"

@@ -14,8 +14,11 @@ _PCI_TPUS = {"0x0027", "0x005e", "0x0063", "0x0062", "0x006f", "0x0076"}
 _PCI_DISPLAY_CLASS = "0x03"
 
 
-def describe() -> str:
-    """Name the devices that JAX found, for example "2 x NVIDIA H200 (gpu), of which one is used".
+def describe(num_used: int | None = 1) -> str:
+    """Name the devices that JAX found, for example "2 x NVIDIA H200 (gpu), of which 1 is used".
+
+    Args:
+        num_used: on how many of them there will be work; None for all.
 
     Raises:
         UserError: JAX can't start; most often another process holds the accelerator.
@@ -30,7 +33,9 @@ def describe() -> str:
         ) from error
     kinds = [f"{device.device_kind} ({device.platform})" for device in devices]
     names = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
-    return names if len(devices) == 1 else f"{names}, of which one is used"
+    if num_used is None or num_used >= len(devices):
+        return names
+    return f"{names}, of which {num_used} {'is' if num_used == 1 else 'are'} used"
 
 
 def unused_accelerator(root: Path = Path("/")) -> str | None:
@@ -53,6 +58,12 @@ def unused_accelerator(root: Path = Path("/")) -> str | None:
     )
 
 
+def memory() -> int | None:
+    """Give the bytes that there are on JAX's first device; None where nobody says."""
+    on_device: int | None = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return _machine_memory() if on_device is None else on_device
+
+
 def require_memory(num_bytes: int, what: str, *, on_device: bool = True) -> None:
     """Refuse what can never fit, before any time is spent on it.
 
@@ -64,17 +75,12 @@ def require_memory(num_bytes: int, what: str, *, on_device: bool = True) -> None
     Raises:
         ConfigError: there is less than that; the message names both sizes.
     """
-    most = _device_memory() if on_device else None
-    most = _machine_memory() if most is None else most
+    most = memory() if on_device else _machine_memory()
     if most is not None and num_bytes > most:
         raise ConfigError(
             f"{what} can't be used: {num_bytes / 1e9:,.1f} GB of memory are needed, and there are "
             f"{most / 1e9:,.1f} GB; choose less"
         )
-
-
-def _device_memory() -> int | None:
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def _machine_memory() -> int | None:

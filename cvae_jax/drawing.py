@@ -9,11 +9,12 @@ import numpy as np
 from tqdm import tqdm
 
 from cvae_jax import figures, trained, workdir
-from cvae_jax.config import RunConfig, SampleOptions
+from cvae_jax.config import RunConfig
 from cvae_jax.devices import require_memory
 from cvae_jax.files import require_writable, user_path, whole_file, write_arrays
 from cvae_jax.keys import Purpose, make_key
 from cvae_jax.models import CVAE
+from cvae_jax.options import SampleOptions
 from cvae_jax.sampling import sample
 from cvae_jax.types import ConfigError, Params, UserError
 

@@ -1,17 +1,17 @@
 """How good a model is on data it was not trained on."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from cvae_jax import objective
-from cvae_jax.batches import in_rows, take_batch
+from cvae_jax.batches import binarize, in_rows, in_turn, take_batch
 from cvae_jax.keys import fold_in_each
 from cvae_jax.models import CVAE, encode
-from cvae_jax.types import Batch, Dataset, ElboTerms, LossSums, Params
+from cvae_jax.types import Batch, Dataset, ElboTerms, Gathered, LossSums, Params
 
 _Results = TypeVar("_Results")
 
@@ -129,7 +129,13 @@ def _for_each_example(
 
 
 def evaluate(
-    params: Params, key: jax.Array, dataset: Dataset, *, model: CVAE, batch_size: int
+    params: Params,
+    key: jax.Array,
+    examples: Dataset | Gathered,
+    order: jax.Array,
+    *,
+    model: CVAE,
+    binarize_key: jax.Array | None = None,
 ) -> LossSums:
     """Give the loss of every batch of a data set, each example once, one draw of noise each.
 
@@ -139,18 +145,24 @@ def evaluate(
         params: the model's parameters.
         key: fixes the noise; that of example i depends on the key and i alone, so the batch
             size changes nothing but rounding.
-        dataset: the data set on the device.
+        examples: the data set on the device, or what `order` takes of it.
+        order: (S, B) indices of the examples, from `batches.in_rows`; memory grows with B.
         model: the module that `params` belong to.
-        batch_size: examples at a time; memory grows with it.
+        binarize_key: the images are drawn black and white from it, image i from it and i alone.
+            None: their grey levels are used as they are.
 
     Returns:
-        Sums for each batch, (ceil(N / B),), in nats.
+        Sums for each batch, (S,), in nats.
     """
+    entries, make_batch = in_turn(examples, order)
 
-    def batch_sums(row: jax.Array) -> LossSums:
-        batch = take_batch(dataset, row)
+    def batch_sums(inputs: tuple[Any, jax.Array]) -> LossSums:
+        entry, row = inputs
+        batch = make_batch(entry)
+        if binarize_key is not None:
+            keys = fold_in_each(binarize_key, row)
+            batch = batch._replace(image=jax.vmap(binarize)(keys, batch.image))
         return objective.batch_loss(model, params, fold_in_each(key, row), batch)
 
-    order = in_rows(jnp.arange(len(dataset.label)), batch_size)
-    sums: LossSums = jax.lax.map(batch_sums, order)
+    sums: LossSums = jax.lax.map(batch_sums, (entries, order))
     return sums

@@ -1,38 +1,41 @@
 """Training from the command to the files: the one loop, and all that it prints and saves."""
 
-import math
+import contextlib
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import partial, reduce
 from pathlib import Path
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from cvae_jax import checkpoints, data, devices, figures, stopping, workdir
+from cvae_jax import (
+    checkpoints,
+    data,
+    devices,
+    outputs,
+    plan,
+    processes,
+    sharding,
+    stopping,
+    workdir,
+)
 from cvae_jax.cli import tolerant_output
-from cvae_jax.config import LARGEST_COUNT, RunConfig, RunOptions, TrainConfig
-from cvae_jax.files import require_writable, user_path, whole_file
-from cvae_jax.models import count_params
-from cvae_jax.programs import Dispatch, Programs, build_programs, dispatch_epochs, one_behind
+from cvae_jax.config import RunConfig, TrainConfig
+from cvae_jax.files import require_writable, user_path
+from cvae_jax.options import RunOptions
+from cvae_jax.programs import Dispatch, Programs, behind, build_programs, dispatch_epochs
 from cvae_jax.progress import add_sums, end_epoch, require_finite
 from cvae_jax.types import (
-    ConfigError,
-    EpochMetrics,
     InterruptedRunError,
-    Params,
     Progress,
-    Splits,
     TrainState,
 )
 
 BATCHES_PER_LINE = 100
 """Batches between two printed lines within an epoch."""
-
-_GRID_COLUMNS = 8
 
 
 def train(config: TrainConfig, options: RunOptions) -> None:
@@ -49,22 +52,35 @@ def train(config: TrainConfig, options: RunOptions) -> None:
         UserError: a file can't be written, another process trains there, or the loss or the
             state is no longer finite.
         InterruptedRunError: SIGINT or SIGTERM asked the run to stop; it was saved.
+        PartedError: several processes train together, and one of them failed.
     """
+    with processes.joined(options.coordinator_address, options.num_processes, options.process_id):
+        _train_together(config, options)
+
+
+def _train_together(config: TrainConfig, options: RunOptions) -> None:
+    """Train in one of the processes, or in the only one; the first one prints and writes."""
     folder = user_path("workdir", options.workdir or Path("runs") / config.dataset)
-    require_writable("workdir", folder, folder=True)
-    workdir.require_unlocked(folder)
-    print(f"devices: {devices.describe()}", flush=True)
+    print(f"devices: {devices.describe(options.num_devices)}", flush=True)
+    if processes.is_first():
+        require_writable("workdir", folder, folder=True)
+        workdir.require_unlocked(folder)
     if warning := devices.unused_accelerator():
         print(f"\n{'!' * 80}\nWARNING: {warning}\n{'!' * 80}\n", flush=True)
-    splits = data.load_dataset(config.dataset, source=options.source, data_dir=options.data_dir)
-    run = _describe_run(config, options, splits)
-    with workdir.lock(folder):
-        newest = checkpoints.find_newest(folder / workdir.CHECKPOINTS)
-        if newest and not workdir.is_claimed(folder):
-            checkpoints.require_run(newest, run)
-        workdir.claim(folder, run, is_new=newest is None)
+    mesh = sharding.make_mesh(options.num_devices)
+    sharding.require_divisible(config.batch_size, mesh)
+    with processes.first_alone():
+        splits = data.load_dataset(config.dataset, source=options.source, data_dir=options.data_dir)
+    run = plan.describe_run(config, options, splits, mesh.size)
+    processes.require_equal(plan.to_agree_on(run, options, folder), "settings, data or workdir")
+    with workdir.lock(folder) if processes.is_first() else contextlib.nullcontext():
+        newest = _prepare(folder, run)
+        data_memory = processes.least(plan.data_memory(options))
+        programs = build_programs(run, splits, mesh, data_memory)
+        if not programs.is_resident:
+            print("data: too large for the device (--data-memory), so it streams", flush=True)
         with stopping.watch() as stop_signal, tolerant_output():
-            _train(run, build_programs(run, splits), options, folder, newest, stop_signal)
+            _train(run, programs, options, folder, newest, stop_signal)
     digit = min(6, run.num_classes - 1)
     print(
         f"results are in {folder}. To draw digits: "
@@ -72,35 +88,18 @@ def train(config: TrainConfig, options: RunOptions) -> None:
     )
 
 
-def _describe_run(config: TrainConfig, options: RunOptions, splits: Splits) -> RunConfig:
-    """Say what is trained on what, and refuse what can't go together."""
-    num_train, num_test = len(splits.train.label), len(splits.test.label)
-    run = RunConfig(
-        train=config,
-        image_shape=splits.image_shape,
-        num_classes=splits.num_classes,
-        data_sha256=splits.fingerprint(),
-    )
-    print(
-        f"data: {config.dataset}, {num_train:,} training and {num_test:,} test images of shape "
-        f"{run.image_shape}, {run.num_classes} classes",
-        flush=True,
-    )
-    # The parameters, their gradient and Adam's averages, a copy; a batch and its activations.
-    numbers = 7 * count_params(run.model)
-    numbers += config.batch_size * (4 * math.prod(run.image_shape) + 6 * config.hidden_dim)
-    devices.require_memory(
-        4 * numbers,
-        f"--hidden-dim {config.hidden_dim} with --latent-dim {config.latent_dim} and --batch-size "
-        f"{config.batch_size}",
-    )
-    most_epochs = LARGEST_COUNT // math.ceil(num_train / config.batch_size)
-    if options.epochs > most_epochs:
-        raise ConfigError(
-            f"--epochs {options.epochs} can't be used; steps are counted up to {LARGEST_COUNT}, "
-            f"choose 1 to {most_epochs}"
-        )
-    return run
+def _prepare(folder: Path, run: RunConfig) -> Path | None:
+    """Make the folder ready; give the newest checkpoint, which all processes go on from."""
+    directory = folder / workdir.CHECKPOINTS
+    newest = None
+    if processes.is_first():
+        newest = checkpoints.find_newest(directory)
+        if newest and not workdir.is_claimed(folder):
+            checkpoints.require_run(newest, run)
+        workdir.claim(folder, run, is_new=newest is None)
+        checkpoints.clean(directory, newest)
+    step = processes.from_first(int(newest.name) if newest else -1)
+    return None if step < 0 else directory / str(step)
 
 
 def _train(
@@ -113,16 +112,17 @@ def _train(
 ) -> None:
     """Go on from the newest checkpoint, and write what belongs to each epoch as it ends."""
     directory = folder / workdir.CHECKPOINTS
-    checkpoints.clean(directory, newest)
     if newest:
-        state, start = checkpoints.restore(newest, jax.eval_shape(programs.init), run)
+        like, where = jax.eval_shape(programs.init), sharding.on_all(programs.mesh)
+        state, start = checkpoints.restore(newest, like, run, where)
     else:
         state, start = programs.init(), Progress()
     progress, saved = start, int(state.step)
     num_epochs = len(progress.history)
     if num_epochs >= options.epochs:
-        workdir.write_metrics(folder, start.history)  # they may have been lost
-        _draw_loss(start.history, run, folder)
+        if processes.is_first():
+            workdir.write_metrics(folder, start.history)  # they may have been lost
+            outputs.draw_loss(start.history, run, folder)
         print(
             f"nothing left to do: {folder} has been trained for {num_epochs} epochs; to train on, "
             f"add --epochs {2 * num_epochs}"
@@ -132,17 +132,18 @@ def _train(
         print(f"going on after {_where(saved, programs)}, from {newest}", flush=True)
 
     last_step = saved
-    for dispatch, progress in _run(programs, state, start, options, stop_signal):
+    for dispatch, progress in _run(programs, run, state, start, options, stop_signal):
         state, last_step = dispatch.state, dispatch.step
         if dispatch.test is None:
             continue
         epoch = len(progress.history)
         # A checkpoint comes last: where it stands, so does all that belongs before it.
-        workdir.write_metrics(folder, progress.history)
-        if _is_kept(epoch, options):
-            _draw_loss(progress.history, run, folder)
-        if epoch % options.sample_every == 0:
-            _draw_grid(programs, state.params, run, epoch, folder)
+        if processes.is_first():
+            workdir.write_metrics(folder, progress.history)
+            if _is_saved(epoch, options) or dispatch.samples is not None:
+                outputs.draw_loss(progress.history, run, folder)
+            if dispatch.samples is not None:
+                outputs.draw_grid(dispatch.samples, run, epoch, folder)
         if _is_saved(epoch, options):
             checkpoints.save(directory, state, run, progress)
             saved = last_step
@@ -151,17 +152,13 @@ def _train(
             checkpoints.save(directory, state, run, progress)
         message = "stopped before the first step, with nothing to save"
         if last_step:
-            where = _where(last_step, programs)
-            message = f"stopped and saved after {where}; the same command goes on from there"
+            place = _where(last_step, programs)
+            message = f"stopped and saved after {place}; the same command goes on from there"
         raise InterruptedRunError(message, stop_signal() or signal.SIGTERM)
 
 
 def _is_saved(epoch: int, options: RunOptions) -> bool:
     return epoch % options.checkpoint_every == 0 or epoch == options.epochs
-
-
-def _is_kept(epoch: int, options: RunOptions) -> bool:
-    return _is_saved(epoch, options) or epoch % options.sample_every == 0
 
 
 def _where(step: int, programs: Programs) -> str:
@@ -172,6 +169,7 @@ def _where(step: int, programs: Programs) -> str:
 
 def _run(
     programs: Programs,
+    run: RunConfig,
     state: TrainState,
     progress: Progress,
     options: RunOptions,
@@ -185,10 +183,24 @@ def _run(
     num_batches = programs.steps_per_epoch
     step, total = int(state.step), options.epochs * num_batches
     started = time.perf_counter()
-    with tqdm(total=total, initial=step, unit="batch", desc="compiling", smoothing=0.1) as bar:
-        is_kept = partial(_is_kept, options=options)
-        sent = dispatch_epochs(programs, state, options.epochs, is_kept, stop_signal)
-        for dispatch in one_behind(sent):
+    sent = dispatch_epochs(
+        programs,
+        state,
+        options.epochs,
+        is_kept=partial(_is_saved, options=options),
+        is_stopped=stop_signal,
+        label=outputs.grid_label(run),
+        is_drawn=lambda epoch: epoch % options.sample_every == 0,
+    )
+    with tqdm(
+        total=total,
+        initial=step,
+        unit="batch",
+        desc="compiling",
+        smoothing=0.1,
+        disable=not processes.is_first(),
+    ) as bar:
+        for dispatch in behind(sent, programs.num_ahead):
             sums, is_finite = jax.device_get((dispatch.train, dispatch.is_finite))
             require_finite(dispatch.step, sums, is_finite, num_batches)
             progress = add_sums(progress, sums)
@@ -201,7 +213,7 @@ def _run(
             bar.update(len(sums.kl))
             if dispatch.test is not None:
                 now = time.perf_counter()
-                test = add_sums(Progress(), jax.device_get(dispatch.test))
+                test = reduce(add_sums, jax.device_get(dispatch.test), Progress())
                 progress = end_epoch(progress, dispatch.step, test, now - started)
                 started, row = now, progress.history[-1]
                 bar.write(
@@ -209,23 +221,3 @@ def _run(
                     f"nats per image, {row.seconds:.1f} s"
                 )
             yield dispatch, progress
-
-
-def _draw_grid(
-    programs: Programs, params: Params, run: RunConfig, epoch: int, folder: Path
-) -> None:
-    label = np.arange(_GRID_COLUMNS**2, dtype=np.int32) % run.num_classes
-    figure = figures.image_grid(
-        np.asarray(programs.samples(params, label)),
-        label,
-        f"{run.train.dataset}: samples after epoch {epoch}",
-        num_columns=_GRID_COLUMNS,
-        inches=0.8,
-    )
-    with whole_file(folder / workdir.SAMPLES / f"epoch_{epoch:03d}.png") as file:
-        figure.savefig(file, format="png")
-
-
-def _draw_loss(history: Sequence[EpochMetrics], run: RunConfig, folder: Path) -> None:
-    with whole_file(folder / workdir.LOSS) as file:
-        figures.loss_curve(history, f"{run.train.dataset}: loss").savefig(file, format="png")

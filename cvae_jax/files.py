@@ -69,6 +69,26 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Have all of a folder on the disk, before it gets its name for example."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def require_room(folder: Path, num_bytes: int) -> None:
+    """Fail by one OSError where a library's threads would print a hundred lines of tracebacks.
+
+    A full disk, a quota and a limit on the size of files all show only when bytes are written.
+    """
+    room = folder / "room"
+    room.write_bytes(bytes(num_bytes))
+    room.unlink()
+
+
 def remove_leftovers(folder: Path, pattern: str) -> None:
     """Delete what a killed process had begun to write with `whole_file` and not finished.
 

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from cvae_jax import devices
 from cvae_jax.batches import put_on_device
-from cvae_jax.config import JudgeOptions
 from cvae_jax.data import load_dataset
 from cvae_jax.files import cache_folder, reason, require_writable, user_path, write_arrays
 from cvae_jax.judge import init_judge, judge_all, train_judge
 from cvae_jax.keys import Purpose, make_key
+from cvae_jax.options import JudgeOptions
 from cvae_jax.types import Params, Splits, Track, UserError
 
 BUNDLED = Path(__file__).parent / "mnist" / "judge.npz"

@@ -4,13 +4,14 @@ Linen, because its `init` and `apply` are plain functions of explicit parameters
 """
 
 import math
+from functools import partial
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cvae_jax.config import ModelConfig
+from cvae_jax.config import ModelConfig, Precision
 from cvae_jax.types import Params
 
 
@@ -21,10 +22,11 @@ class Linear(nn.Module):
     """
 
     features: int
+    dtype: str
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Map (B, fan_in) to (B, features)."""
+        """Map (B, fan_in) to (B, features), of the layer's type; its parameters are float32."""
         fan_in = inputs.shape[-1]
 
         def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -33,7 +35,10 @@ class Linear(nn.Module):
 
         kernel = self.param("kernel", init, (fan_in, self.features))
         bias = self.param("bias", init, (self.features,))
-        return inputs @ kernel + bias[jnp.newaxis]
+        inputs, kernel, bias = (
+            array.astype(self.dtype) for array in (inputs, kernel, bias[jnp.newaxis])
+        )
+        return inputs @ kernel + bias
 
 
 class CVAE(nn.Module):
@@ -43,13 +48,16 @@ class CVAE(nn.Module):
     """
 
     config: ModelConfig
+    precision: Precision = "float32"
+    """Type of the matrix products and activations; what comes out is float32 with either."""
 
     def setup(self) -> None:
         """Declare the four layers."""
-        self.encoder_hidden = Linear(self.config.hidden_dim)
-        self.encoder_moments = Linear(2 * self.config.latent_dim)  # mean and logvar, one product
-        self.decoder_hidden = Linear(self.config.hidden_dim)
-        self.decoder_logits = Linear(math.prod(self.config.image_shape))
+        linear = partial(Linear, dtype=self.precision)
+        self.encoder_hidden = linear(self.config.hidden_dim)
+        self.encoder_moments = linear(2 * self.config.latent_dim)  # mean and logvar, one product
+        self.decoder_hidden = linear(self.config.hidden_dim)
+        self.decoder_logits = linear(math.prod(self.config.image_shape))
 
     def encode(self, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Give the mean and log-variance of q(z | x, y), each (B, Z).
@@ -59,7 +67,8 @@ class CVAE(nn.Module):
             label: (B,) int32 in [0, Y).
         """
         hidden = nn.relu(self.encoder_hidden(self._with_label(image, label)))
-        mean, logvar = jnp.split(self.encoder_moments(hidden), 2, axis=-1)
+        moments = self.encoder_moments(hidden).astype(jnp.float32)
+        mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, logvar
 
     def decode(self, latent: jax.Array, label: jax.Array) -> jax.Array:
@@ -70,7 +79,8 @@ class CVAE(nn.Module):
             label: (B,) int32 in [0, Y).
         """
         hidden = nn.relu(self.decoder_hidden(self._with_label(latent, label)))
-        return self.decoder_logits(hidden).reshape(-1, *self.config.image_shape)
+        logits = self.decoder_logits(hidden).astype(jnp.float32)
+        return logits.reshape(-1, *self.config.image_shape)
 
     def __call__(self, image: jax.Array, label: jax.Array) -> jax.Array:
         """Decode the mean of q(z | x, y): a reconstruction, and what `init` traces."""

@@ -80,7 +80,7 @@ def _pixel_log_likelihood(logits: jax.Array, image: jax.Array) -> jax.Array:
 
 
 _pixel_log_likelihood.defjvps(
-    # x - p, without a difference of two numbers that are nearly equal
+    # x - p, exact for black and white pixels too, where x and p may be nearly equal
     lambda tangent, _, logits, image: (
         tangent * (image * jax.nn.sigmoid(-logits) - (1 - image) * jax.nn.sigmoid(logits))
     ),

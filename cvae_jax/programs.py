@@ -1,6 +1,7 @@
 """The functions of one run: bound to its model and its data, compiled at their first use."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -9,85 +10,149 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from cvae_jax.batches import binarize_dataset, images_at_a_time, put_on_device
+from cvae_jax import sharding
+from cvae_jax.batches import images_at_a_time
 from cvae_jax.config import RunConfig
 from cvae_jax.evaluation import evaluate
+from cvae_jax.feeding import Piece, make_feed
 from cvae_jax.keys import Purpose, make_key
 from cvae_jax.models import CVAE, count_params
 from cvae_jax.sampling import sample
-from cvae_jax.training import epoch_order, init_state, is_finite, train_steps
-from cvae_jax.types import LossSums, Params, Splits, TrainState
+from cvae_jax.training import init_state, is_finite, train_steps
+from cvae_jax.types import Dataset, Gathered, LossSums, Params, Splits, TrainState
 
 # Most arithmetic in one dispatch, so that the progress bar moves every few seconds: about two
 # seconds on a slow laptop, or on a small accelerator.
 _DISPATCH_FLOPS_CPU = 6e10
 _DISPATCH_FLOPS_ACCELERATOR = 1e13
+# Most arithmetic, steps and dispatches sent ahead of what is read, so that an accelerator has work
+# while the host draws and saves: about a second of it, which a stop then has to wait for.
+_AHEAD_FLOPS, _AHEAD_STEPS, _MOST_AHEAD = 5e12, 20_000, 16
 
 _Item = TypeVar("_Item")
 
 
 class Programs(NamedTuple):
-    """What a run dispatches to the device. Equal arguments give equal results."""
+    """What a run dispatches to the devices. Equal arguments give equal results."""
 
     init: Callable[[], TrainState]
-    order: Callable[[int, int], tuple[jax.Array, ...]]  # epoch and first row, from 0 -> (S, B) each
-    train: Callable[[TrainState, jax.Array], tuple[TrainState, LossSums]]  # donates the state
+    pieces: Callable[[int, int], Iterator[Piece]]  # the rest of an epoch, from a row on
+    train: Callable[[TrainState, Piece], tuple[TrainState, LossSums]]  # donates the state
     is_finite: Callable[[TrainState], jax.Array]
     copy: Callable[[TrainState], TrainState]
-    test: Callable[[Params], LossSums]
+    test: Callable[[Params], list[LossSums]]
     samples: Callable[[Params, np.ndarray], jax.Array]  # labels (N,) -> images (N, H, W, C)
     steps_per_epoch: int
+    mesh: Mesh
+    is_resident: bool  # whether the data set is on the devices, or streams
+    num_ahead: int  # dispatches sent before the first of them is read
 
 
 class Dispatch(NamedTuple):
-    """One piece of an epoch, sent to the device; nothing in it has been waited for."""
+    """One piece of an epoch, sent to the devices; nothing in it has been waited for."""
 
     step: int  # batches trained on after it
     train: LossSums  # (S,) each
     is_finite: jax.Array  # () bool, of the state after it
-    test: LossSums | None  # at the end of an epoch
+    test: list[LossSums] | None  # at the end of an epoch
+    samples: jax.Array | None  # at the end of an epoch that is drawn
     # Its arrays are gone with the next dispatch, which takes over their memory, but for a copy
     # at the end of an epoch that is kept.
     state: TrainState
 
 
-def build_programs(run: RunConfig, splits: Splits) -> Programs:
-    """Put the data on the device and bind the functions of a run to it."""
-    model, optimizer = CVAE(run.model), optax.adam(run.train.learning_rate)
-    batch_size, num_examples = run.train.batch_size, len(splits.train.label)
-    train_set, test_set = put_on_device(splits.train), put_on_device(splits.test)
-    key = partial(make_key, run.train.seed)
-    order_key, noise_key = key(Purpose.ORDER), key(Purpose.NOISE)
-    test_key, samples_key = key(Purpose.TEST), key(Purpose.SAMPLES)
-    init = jax.jit(partial(init_state, key(Purpose.WEIGHTS), model, optimizer))
-    steps_per_epoch = math.ceil(num_examples / batch_size)
-    steps = _steps_per_dispatch(steps_per_epoch, 6 * count_params(run.model) * batch_size)
+def build_programs(
+    run: RunConfig, splits: Splits, mesh: Mesh | None = None, data_memory: float | None = None
+) -> Programs:
+    """Put the data on the devices and bind the functions of a run to it.
 
-    @partial(jax.jit, static_argnums=1)
-    def order(epoch: int, first_row: int) -> tuple[jax.Array, ...]:
-        rows = epoch_order(order_key, epoch, num_examples=num_examples, batch_size=batch_size)
-        return tuple(rows[i : i + steps] for i in range(first_row, steps_per_epoch, steps))
+    Args:
+        run: the settings.
+        splits: the data set on the host.
+        mesh: the devices that each batch is divided among; None for the first one alone.
+        data_memory: bytes on a device that images may take; a larger data set streams. None for
+            any number.
+    """
+    mesh = sharding.make_mesh(1) if mesh is None else mesh
+    jit = partial(jax.jit, out_shardings=sharding.on_all(mesh))
+    settings = run.train
+    model, optimizer = CVAE(run.model), optax.adam(settings.learning_rate)
+    trained_model = CVAE(run.model, precision=settings.precision)
+    key = partial(jit(make_key, static_argnums=1), np.uint32(settings.seed))
+    weights_key, noise_key, test_key = map(key, (Purpose.WEIGHTS, Purpose.NOISE, Purpose.TEST))
+    samples_key, image_key, test_image_key = key(Purpose.SAMPLES), None, None
+    if settings.binarize == "dynamic":
+        image_key, test_image_key = key(Purpose.BINARIZE), key(Purpose.TEST_BINARIZE)
 
-    binarize_key = None
-    if run.train.binarize == "dynamic":
-        binarize_key = key(Purpose.BINARIZE)
-        test_set = jax.jit(binarize_dataset)(key(Purpose.TEST_BINARIZE), test_set)
-    bound = partial(train_steps, model=model, optimizer=optimizer, binarize_key=binarize_key)
-    train = jax.jit(bound, donate_argnums=0)
+    steps_per_epoch = math.ceil(len(splits.train.label) / settings.batch_size)
+    on_cpu = jax.default_backend() == "cpu"
+    most_flops = _DISPATCH_FLOPS_CPU if on_cpu else _DISPATCH_FLOPS_ACCELERATOR
+    flops = 6 * count_params(run.model) * settings.batch_size * steps_per_epoch
+    fewest_pieces = math.ceil(flops / most_flops)
     at_a_time = images_at_a_time(math.prod(run.image_shape))
-    test = jax.jit(partial(evaluate, model=model, batch_size=at_a_time))
-    samples = jax.jit(partial(sample, model=model))
-    return Programs(
-        init=init,
-        order=order,
-        train=lambda state, rows: train(state, noise_key, train_set, rows),
-        is_finite=jax.jit(is_finite),
-        copy=jax.jit(partial(jax.tree.map, jnp.copy)),
-        test=lambda params: test(params, test_key, test_set),
-        samples=lambda params, label: samples(params, samples_key, jnp.arange(len(label)), label),
-        steps_per_epoch=steps_per_epoch,
+    feed = make_feed(
+        splits,
+        key(Purpose.ORDER),
+        mesh,
+        batch_size=settings.batch_size,
+        test_batch_size=mesh.size * math.ceil(at_a_time / mesh.size),
+        fewest_pieces=fewest_pieces,
+        data_memory=data_memory,
     )
+
+    @partial(jit, donate_argnums=0)
+    def train(
+        state: TrainState,
+        keys: tuple[jax.Array, jax.Array | None],
+        examples: Dataset | Gathered,
+        order: jax.Array,
+    ) -> tuple[TrainState, LossSums]:
+        noise_key, binarize_key = keys
+        return train_steps(
+            state,
+            noise_key,
+            examples,
+            order,
+            model=trained_model,
+            optimizer=optimizer,
+            binarize_key=binarize_key,
+        )
+
+    evaluate_piece = jit(partial(evaluate, model=model))
+
+    def test(params: Params) -> list[LossSums]:
+        sums: list[LossSums] = []
+        for piece in feed.test():
+            sums.append(evaluate_piece(params, test_key, *piece, binarize_key=test_image_key))
+            jax.block_until_ready(sums[:-1])  # no more than two pieces of a stream at a time
+        return sums
+
+    init = jit(partial(init_state, model=model, optimizer=optimizer))
+    samples = jit(partial(sample, model=model))
+    return Programs(
+        init=lambda: init(weights_key),
+        pieces=feed.train,
+        train=lambda state, piece: train(state, (noise_key, image_key), *piece),
+        is_finite=jit(is_finite),
+        copy=jit(partial(jax.tree.map, jnp.copy)),
+        test=test,
+        samples=lambda params, label: samples(params, samples_key, np.arange(len(label)), label),
+        steps_per_epoch=steps_per_epoch,
+        mesh=mesh,
+        is_resident=feed.is_resident,
+        num_ahead=(
+            1
+            if on_cpu or not feed.is_resident
+            else _choose_ahead(flops / fewest_pieces, steps_per_epoch / fewest_pieces)
+        ),
+    )
+
+
+def _choose_ahead(flops: float, num_steps: float) -> int:
+    """Say how many dispatches of so much work to send before the first of them is read."""
+    return max(1, min(int(_AHEAD_FLOPS / flops), int(_AHEAD_STEPS / num_steps), _MOST_AHEAD))
 
 
 def dispatch_epochs(
@@ -96,8 +161,10 @@ def dispatch_epochs(
     num_epochs: int,
     is_kept: Callable[[int], bool],
     is_stopped: Callable[[], object],
+    label: np.ndarray,
+    is_drawn: Callable[[int], bool],
 ) -> Iterator[Dispatch]:
-    """Send the rest of a run to the device, without waiting for any of it.
+    """Send the rest of a run to the devices, without waiting for any of it.
 
     Args:
         programs: the run's.
@@ -105,38 +172,35 @@ def dispatch_epochs(
         num_epochs: the run ends after so many.
         is_kept: whether the state at the end of an epoch, numbered from 1, is copied.
         is_stopped: asked before each dispatch; no more is sent once it says so.
+        label: (N,) classes to draw.
+        is_drawn: whether that is done at the end of an epoch, numbered from 1.
     """
     num_batches, step = programs.steps_per_epoch, int(state.step)
     while step < num_epochs * num_batches:
-        for rows in programs.order(*divmod(step, num_batches)):
+        for piece in programs.pieces(*divmod(step, num_batches)):
             if is_stopped():
                 return
-            state, sums = programs.train(state, rows)
-            step += len(rows)
+            state, sums = programs.train(state, piece)
+            step += len(piece[1])
             epoch, batch = divmod(step, num_batches)
+            is_end = not batch
             yield Dispatch(
                 step=step,
                 train=sums,
                 is_finite=programs.is_finite(state),
-                test=None if batch else programs.test(state.params),
-                state=programs.copy(state) if not batch and is_kept(epoch) else state,
+                test=programs.test(state.params) if is_end else None,
+                samples=(
+                    programs.samples(state.params, label) if is_end and is_drawn(epoch) else None
+                ),
+                state=programs.copy(state) if is_end and is_kept(epoch) else state,
             )
 
 
-def one_behind(items: Iterable[_Item]) -> Iterator[_Item]:
-    """Give each item once the next one is made, so that the device works while it is read."""
-    previous: list[_Item] = []
+def behind(items: Iterable[_Item], number: int) -> Iterator[_Item]:
+    """Give each item once `number` more are made, so that the devices work while it is read."""
+    made: deque[_Item] = deque()
     for item in items:
-        yield from previous
-        previous = [item]
-    yield from previous
-
-
-def _steps_per_dispatch(steps_per_epoch: int, flops_per_step: float) -> int:
-    """Cut an epoch into dispatches, of equal length if there is such a cut: one compilation."""
-    on_cpu = jax.default_backend() == "cpu"
-    most_flops = _DISPATCH_FLOPS_CPU if on_cpu else _DISPATCH_FLOPS_ACCELERATOR
-    fewest = min(math.ceil(steps_per_epoch * flops_per_step / most_flops), steps_per_epoch)
-    choices = range(fewest, min(2 * fewest, steps_per_epoch + 1))
-    even = [number for number in choices if steps_per_epoch % number == 0]
-    return math.ceil(steps_per_epoch / (even[0] if even else fewest))
+        made.append(item)
+        if len(made) > number:
+            yield made.popleft()
+    yield from made

@@ -15,7 +15,7 @@ FORMAT = 2
 """Number of the format of a workdir; it changes when older checkpoints can no longer be read."""
 
 
-_YOUNGER = ("binarize",)
+_YOUNGER = ("binarize", "precision")
 """Settings that came after the format: a record without one is of a run with its default."""
 
 

@@ -27,7 +27,8 @@ def watch() -> Iterator[Callable[[], int | None]]:
     processes often sends a signal to each of them as well. A signal that is ignored, as in a
     shell's job in the background, stays so.
     Where several processes train together, the request is theirs all: JAX's own preemption
-    service takes SIGTERM and makes them stop after the same dispatch.
+    service takes SIGTERM, which Ctrl-C is turned into, and makes them stop after the same dispatch.
+    Only a second Ctrl-C then ends a process at once.
 
     Yields:
         A function that gives the number of the signal that came, None while none has. With
@@ -35,13 +36,13 @@ def watch() -> Iterator[Callable[[], int | None]]:
     """
     if jax.process_count() > 1:
         counter = itertools.count()
-        yield (
-            lambda: (
-                signal.SIGTERM
-                if multihost_utils.reached_preemption_sync_point(next(counter))
-                else None
-            )
-        )
+
+        def is_reached() -> int | None:
+            reached = multihost_utils.reached_preemption_sync_point(next(counter))
+            return signal.SIGTERM if reached else None
+
+        with _control_c_like_sigterm():
+            yield is_reached
         return
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None  # Python lets no other thread have signals
@@ -83,3 +84,25 @@ def watch() -> Iterator[Callable[[], int | None]]:
         listener.join()
         reader.close()
         writer.close()
+
+
+@contextlib.contextmanager
+def _control_c_like_sigterm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: list[float] = []
+
+    def pass_on(*_: object) -> None:
+        if not first:
+            first.append(time.monotonic())
+            signal.raise_signal(signal.SIGTERM)
+        elif time.monotonic() - first[0] > _ONE_REQUEST_SECONDS:
+            os._exit(128 + signal.SIGINT)
+
+    signal.signal(signal.SIGINT, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,15 +1,16 @@
 """The training step and the scan over many of them: (state, key, batch) -> (state, sums)."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from cvae_jax import objective
-from cvae_jax.batches import binarize, in_rows, take_batch
+from cvae_jax.batches import binarize, in_turn
 from cvae_jax.models import CVAE, init_params
-from cvae_jax.types import Batch, Dataset, LossSums, Params, TrainState
+from cvae_jax.types import Batch, Dataset, Gathered, LossSums, Params, TrainState
 
 
 def init_state(key: jax.Array, model: CVAE, optimizer: optax.GradientTransformation) -> TrainState:
@@ -63,7 +64,7 @@ def train_step(
 def train_steps(
     state: TrainState,
     key: jax.Array,
-    dataset: Dataset,
+    examples: Dataset | Gathered,
     order: jax.Array,
     *,
     model: CVAE,
@@ -75,8 +76,8 @@ def train_steps(
     Args:
         state: the state before the first step; donate it.
         key: as in `train_step`.
-        dataset: the training set on the device.
-        order: (S, B) int32 indices into it, from `epoch_order`.
+        examples: the training set on the device, or what `order` takes of it.
+        order: (S, B) int32 indices into the training set, from `batches.epoch_order`.
         model: as in `train_step`.
         optimizer: as in `train_step`.
         binarize_key: as in `train_step`.
@@ -84,29 +85,15 @@ def train_steps(
     Returns:
         The state after the last step, and the sums of every step, each (S,).
     """
-
-    def step(state: TrainState, row: jax.Array) -> tuple[TrainState, LossSums]:
-        return one_step(state, key, take_batch(dataset, row))
-
+    entries, make_batch = in_turn(examples, order)
     one_step = partial(train_step, model=model, optimizer=optimizer, binarize_key=binarize_key)
-    return jax.lax.scan(step, state, order)
+
+    def step(state: TrainState, entry: Any) -> tuple[TrainState, LossSums]:
+        return one_step(state, key, make_batch(entry))
+
+    return jax.lax.scan(step, state, entries)
 
 
 def is_finite(state: TrainState) -> jax.Array:
     """Tell whether every number of a state is finite, () bool."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
-
-
-def epoch_order(
-    key: jax.Array, epoch: jax.Array | int, *, num_examples: int, batch_size: int
-) -> jax.Array:
-    """Shuffle all examples for one epoch: (ceil(N / B), B) int32, filled up with NO_EXAMPLE.
-
-    Args:
-        key: one typed key for the whole run.
-        epoch: number of the epoch; it and the key fix the order.
-        num_examples: N.
-        batch_size: B.
-    """
-    shuffled = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
-    return in_rows(shuffled, batch_size)

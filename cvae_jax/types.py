@@ -34,6 +34,13 @@ class Dataset(NamedTuple):
     label: ArrayLike  # (N,) int32
 
 
+class Gathered(NamedTuple):
+    """The examples of some rows of indices, as the host gathered them."""
+
+    image: jax.Array  # (S, B, D) uint8
+    label: jax.Array  # (S, B) int32
+
+
 Track: TypeAlias = Callable[[range], Iterable[int]]
 """Goes through the numbers of all steps of some work, and may show how far it is."""
 
@@ -148,6 +155,14 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that can't be found, written or read."""
+
+
+class PartedError(UserError):
+    """One of several processes that train together failed, and can't wait for the others."""
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:  # noqa: D107
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 class InterruptedRunError(UserError):

@@ -7,7 +7,7 @@ def main() -> None:
     """Parse the arguments, then train."""
     # The rest is imported once Ctrl-C ends in a line, and what is slow after the arguments.
     with cli.one_line_errors():
-        from cvae_jax.config import TrainCommand
+        from cvae_jax.options import TrainCommand
 
         command = cli.parse(TrainCommand)
         with cli.many_imports():

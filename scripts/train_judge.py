@@ -7,7 +7,7 @@ def main() -> None:
     """Parse the arguments, then train."""
     # The rest is imported once Ctrl-C ends in a line, and what is slow after the arguments.
     with cli.one_line_errors():
-        from cvae_jax.config import JudgeOptions
+        from cvae_jax.options import JudgeOptions
 
         options = cli.parse(JudgeOptions)
         with cli.many_imports():

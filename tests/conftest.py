@@ -28,6 +28,9 @@ from cvae_jax.types import Dataset, Params, Splits, TrainState
 # A shell's job in the background, as these tests may be, ignores Ctrl-C; so would what it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+NUM_DEVICES = 8
+"""Of the CPU; a test uses the first one alone, unless it says otherwise."""
+jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 # What one test has compiled is there for all; most of their time went into compiling the same.
 _CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax-tests-")
 # Scripts that tests start keep theirs there as well, and never in the user's own folder.

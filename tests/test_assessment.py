@@ -24,7 +24,8 @@ from cvae_jax import (
     sample_quality,
     workdir,
 )
-from cvae_jax.config import EvaluateOptions, RunOptions, TrainConfig
+from cvae_jax.config import TrainConfig
+from cvae_jax.options import EvaluateOptions, RunOptions
 from cvae_jax.programs import build_programs
 from cvae_jax.types import CheckpointError, ConfigError, DataError, Dataset, Progress, UserError
 from tests import fault_files
@@ -81,7 +82,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a workdir with two checkpoints of a very small model, and its data beside it."""
     folder = tmp_path_factory.mktemp("trained")
     data = write_data(folder / "data")
-    options = RunOptions(2, folder / "run", "idx", data, checkpoint_every=1)
+    options = RunOptions(2, folder / "run", "idx", data, checkpoint_every=1, num_devices=1)
     experiment.train(CONFIG, options)
     return folder / "run"
 
@@ -152,7 +153,7 @@ def test_any_checkpoint_can_be_asked_for(trained: Path) -> None:
 def test_a_model_of_binarised_images_is_evaluated_as_well(trained: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, binarize="dynamic")
     data = trained.parent / "data"
-    experiment.train(config, RunOptions(1, tmp_path / "run", "idx", data))
+    experiment.train(config, RunOptions(1, tmp_path / "run", "idx", data, num_devices=1))
     found = assess(tmp_path / "run", data_dir=data)
     assert found["train"]["binarize"] == "dynamic"
     assert set(found["measurements"]) == MEASURES
@@ -181,7 +182,7 @@ def test_classes_may_be_any_numbers_and_be_missing_in_the_test_set(
     data = tmp_path / "data"
     data.mkdir()
     write_directory(data, train, test)
-    experiment.train(CONFIG, RunOptions(1, tmp_path / "run", "idx", data))
+    experiment.train(CONFIG, RunOptions(1, tmp_path / "run", "idx", data, num_devices=1))
     found = assess(tmp_path / "run")
     assert len(found["accuracy_by_class"]) == 9
     assert found["judge_accuracy_by_class"][5] is None
@@ -221,7 +222,7 @@ def test_other_data_than_the_models_is_refused(trained: Path, tmp_path: Path) ->
 
 def test_a_test_set_too_small_for_neighbours_is_refused(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", num_test=3)
-    experiment.train(CONFIG, RunOptions(1, tmp_path / "run", "idx", data))
+    experiment.train(CONFIG, RunOptions(1, tmp_path / "run", "idx", data, num_devices=1))
     with pytest.raises(DataError, match="tiny has 3 test images; an evaluation needs 4"):
         assess(tmp_path / "run")
 

@@ -16,7 +16,8 @@ import pytest
 
 import cvae_jax
 from cvae_jax import cli
-from cvae_jax.config import EvaluateOptions, JudgeOptions, RunOptions, SampleOptions, TrainConfig
+from cvae_jax.config import TrainConfig
+from cvae_jax.options import EvaluateOptions, JudgeOptions, RunOptions, SampleOptions
 from cvae_jax.types import (
     CheckpointError,
     ConfigError,
@@ -58,6 +59,12 @@ BAD: dict[tuple[str, str], list[str]] = {
     ("train", "--checkpoint-every"): NO_COUNT,
     ("train", "--source"): NO_SOURCE,
     ("train", "--binarize"): ["", "x", "0", "Dynamic", "static"],
+    ("train", "--precision"): ["", "x", "0", "float16", "bf16", "32"],
+    ("train", "--num-devices"): NO_COUNT,
+    ("train", "--data-memory"): ["", "x", "0", "-1", "nan", "inf", "1e10"],
+    ("train", "--coordinator-address"): ["", "host", ":1", "host:", "host:0", "host:65536", "h:x"],
+    ("train", "--num-processes"): NO_COUNT,
+    ("train", "--process-id"): [*NO_WHOLE_NUMBER, "-1", "0", "1"],
     ("sample", "--digit"): NO_WHOLE_NUMBER,
     ("sample", "--num"): NO_COUNT,
     ("sample", "--seed"): NO_SEED,

@@ -150,6 +150,16 @@ def test_nothing_is_kept_where_others_may_write(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_others_may_write_is_not_used(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    compiled.keep()
+    assert getattr(jax.config, DIRECTORY) is None
+    folder.chmod(0o700)
+    compiled.keep()
+    assert getattr(jax.config, DIRECTORY) == str(folder)
+
+
 def test_jax_own_settings_come_first(folder: Path, tmp_path: Path) -> None:
     def settings() -> dict[str, object]:
         return {name: getattr(jax.config, name) for name in SETTINGS}

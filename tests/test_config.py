@@ -5,15 +5,8 @@ from typing import Any
 
 import pytest
 
-from cvae_jax.config import (
-    LARGEST_COUNT,
-    LARGEST_DIM,
-    LARGEST_SEED,
-    ModelConfig,
-    RunOptions,
-    SampleOptions,
-    TrainConfig,
-)
+from cvae_jax.config import LARGEST_COUNT, LARGEST_DIM, LARGEST_SEED, ModelConfig, TrainConfig
+from cvae_jax.options import RunOptions, SampleOptions
 from cvae_jax.types import ConfigError
 
 BOUNDS: dict[tuple[type[Any], str], tuple[float, float]] = {
@@ -25,12 +18,19 @@ BOUNDS: dict[tuple[type[Any], str], tuple[float, float]] = {
     (RunOptions, "epochs"): (1, LARGEST_COUNT),
     (RunOptions, "sample_every"): (1, LARGEST_COUNT),
     (RunOptions, "checkpoint_every"): (1, LARGEST_COUNT),
+    (RunOptions, "num_devices"): (1, LARGEST_COUNT),
+    (RunOptions, "data_memory"): (1e-9, 1e9),
     (SampleOptions, "num"): (1, LARGEST_COUNT),
     (SampleOptions, "seed"): (0, LARGEST_SEED),
     (SampleOptions, "step"): (0, LARGEST_COUNT),
 }
-# What bounds the class to draw is the model.
-UNBOUNDED = {(SampleOptions, "digit")}
+# What bounds the class to draw is the model, and a process's number is one of three that belong
+# together.
+UNBOUNDED = {
+    (SampleOptions, "digit"),
+    (RunOptions, "num_processes"),
+    (RunOptions, "process_id"),
+}
 
 
 def test_every_number_has_its_bounds() -> None:
@@ -80,3 +80,21 @@ def test_the_end_of_a_name_says_what_is_in_the_file(out: str) -> None:
         SampleOptions(npz=Path(out))
     with pytest.raises(ConfigError, match=r"^--out .*; choose a name that ends in \.png"):
         SampleOptions(out=npz)
+
+
+def test_the_processes_are_named_by_three_options_that_belong_together() -> None:
+    options = RunOptions(coordinator_address="[::1]:1234", num_processes=4, process_id=3)
+    assert options.process_id == 3
+    for some in ({"num_processes": 2}, {"process_id": 0}, {"coordinator_address": "host:1"}):
+        with pytest.raises(ConfigError, match="belong together; give all three, or none"):
+            RunOptions(**some)
+    for index in (-1, 4):
+        with pytest.raises(ConfigError, match=f"--process-id {index} .* from 0 to 3"):
+            RunOptions(coordinator_address="host:1", num_processes=4, process_id=index)
+    with pytest.raises(ConfigError, match=r"--num-processes 0 .* from 1"):
+        RunOptions(coordinator_address="host:1", num_processes=0, process_id=0)
+    for address in ("host", ":1", "host:", "host:0", "host:65536", "host:x", "host:²"):
+        with pytest.raises(
+            ConfigError, match=r"--coordinator-address .*, such as 10\.0\.0\.1:1234"
+        ):
+            RunOptions(coordinator_address=address, num_processes=4, process_id=0)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cvae_jax import data, tfds_source
-from cvae_jax.config import Source
 from cvae_jax.data import load_dataset
+from cvae_jax.options import Source
 from cvae_jax.types import ConfigError, DataError, Dataset, Splits
 
 

@@ -40,7 +40,9 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_the_devices_in_use_are_named_and_counted() -> None:
-    assert devices.describe() == f"{len(jax.devices())} x cpu (cpu)"
+    assert devices.describe() == "8 x cpu (cpu), of which 1 is used"
+    assert devices.describe(2) == "8 x cpu (cpu), of which 2 are used"
+    assert devices.describe(8) == devices.describe(None) == "8 x cpu (cpu)"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from cvae_jax import cli, devices, drawing, experiment
-from cvae_jax.config import RunOptions, SampleOptions, TrainConfig
+from cvae_jax.config import TrainConfig
+from cvae_jax.options import RunOptions, SampleOptions
 from cvae_jax.types import ConfigError, Dataset, UserError
 from tests.test_files import contents, mounted
 from tests.test_idx import write_directory
@@ -36,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_directory(data, train, test)
     experiment.train(
         TrainConfig(dataset="tiny", batch_size=4, hidden_dim=3, latent_dim=2),
-        RunOptions(epochs=1, workdir=folder / "run", source="idx", data_dir=data),
+        RunOptions(epochs=1, workdir=folder / "run", source="idx", data_dir=data, num_devices=1),
     )
     return folder / "run"
 

@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 
 from cvae_jax import evaluation, objective, training
-from cvae_jax.batches import put_on_device
+from cvae_jax.batches import epoch_order, in_rows, put_on_device
 from cvae_jax.config import ModelConfig
 from cvae_jax.keys import fold_in_each
 from cvae_jax.models import CVAE, decode, encode
@@ -20,8 +20,8 @@ def test_padded_chunked_and_whole_evaluation_agree(
     batch_size: int, model: CVAE, params: Params, small_splits: Splits
 ) -> None:
     test_set, key = put_on_device(small_splits.test), jax.random.key(3)
-    program = jax.jit(partial(evaluation.evaluate, model=model, batch_size=batch_size))
-    sums = program(params, key, test_set)
+    program = jax.jit(partial(evaluation.evaluate, model=model))
+    sums = program(params, key, test_set, in_rows(jnp.arange(300), batch_size))
     assert float(sums.num_examples.sum()) == 300
 
     keys = jax.vmap(partial(jax.random.fold_in, key))(np.arange(300))
@@ -46,7 +46,7 @@ def tiny_params(tiny: CVAE, train_set: Dataset) -> Params:
     optimizer = optax.adam(1e-2)
     state = training.init_state(jax.random.key(3), tiny, optimizer)
     step = jax.jit(partial(training.train_steps, model=tiny, optimizer=optimizer))
-    order = training.epoch_order(jax.random.key(0), 0, num_examples=1000, batch_size=50)
+    order = epoch_order(jax.random.key(0), 0, num_examples=1000, batch_size=50)
     for epoch in range(5):
         state, _ = step(state, jax.random.key(epoch), train_set, order)
     # A wide q: where it is narrower than the true posterior, no number of samples is enough.

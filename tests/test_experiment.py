@@ -27,7 +27,8 @@ from cvae_jax import (
     stopping,
     workdir,
 )
-from cvae_jax.config import Binarize, RunConfig, RunOptions, TrainConfig
+from cvae_jax.config import Binarize, RunConfig, TrainConfig
+from cvae_jax.options import RunOptions
 from cvae_jax.programs import build_programs
 from cvae_jax.types import (
     CheckpointError,
@@ -48,8 +49,16 @@ def small_mnist(monkeypatch: pytest.MonkeyPatch, small_splits: Splits) -> None:
     monkeypatch.setattr(data, "load_dataset", lambda *_, **__: small_splits)
 
 
-def train(folder: Path, epochs: int, config: TrainConfig = CONFIG, every: int = 2) -> None:
-    options = RunOptions(epochs=epochs, workdir=folder, sample_every=every, checkpoint_every=every)
+def train(
+    folder: Path, epochs: int, config: TrainConfig = CONFIG, every: int = 2, num_devices: int = 1
+) -> None:
+    options = RunOptions(
+        epochs=epochs,
+        workdir=folder,
+        sample_every=every,
+        checkpoint_every=every,
+        num_devices=num_devices,
+    )
     experiment.train(config, options)
 
 
@@ -73,7 +82,7 @@ def test_a_run_leaves_everything_it_promises(
 ) -> None:
     train(tmp_path, epochs=5)
     printed = capsys.readouterr()
-    assert "devices: 1 x cpu" in printed.out
+    assert "devices: 8 x cpu (cpu), of which 1 is used" in printed.out
     assert "epoch 5/5: train loss" in printed.out
     assert "python scripts/sample.py" in printed.out
     assert "epoch 5/5" in printed.err  # the progress bar
@@ -174,6 +183,42 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on_from_there(
         final_state(tmp_path / "parts", small_run, small_splits),
     )
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+
+
+def test_a_checkpoint_goes_on_with_any_number_of_devices(tmp_path: Path) -> None:
+    for epochs, num_devices in ((1, 8), (2, 1), (3, 4), (4, 2)):
+        train(tmp_path / "many", epochs, num_devices=num_devices)
+    train(tmp_path / "one", epochs=4)
+    found, expected = (
+        [float(row["test_loss"]) for row in metrics(tmp_path / name)] for name in ("many", "one")
+    )
+    assert len(found) == 4
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_data_set_larger_than_its_memory_streams_and_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], small_run: RunConfig, small_splits: Splits
+) -> None:
+    train(tmp_path / "whole", epochs=2)
+    assert "streams" not in capsys.readouterr().out
+    options = RunOptions(2, tmp_path / "streamed", data_memory=1e-4, num_devices=1)
+    experiment.train(CONFIG, options)
+    assert "too large for the device (--data-memory), so it streams" in capsys.readouterr().out
+    assert metrics(tmp_path / "streamed") == metrics(tmp_path / "whole")
+    assert_trees_equal(
+        final_state(tmp_path / "streamed", small_run, small_splits),
+        final_state(tmp_path / "whole", small_run, small_splits),
+    )
+
+
+@pytest.mark.parametrize("kind", [{"batch_size": 100}, {"batch_size": 4}])
+def test_a_batch_that_the_devices_cannot_share_is_refused(
+    kind: dict[str, int], tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, **kind)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="can't be divided among 8 devices"):
+        train(tmp_path / "new", epochs=1, config=config, num_devices=8)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_finished_run_says_so_and_changes_nothing_but_mends_its_tables(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cvae_jax import checkpoints, experiment, workdir
-from cvae_jax.config import RunOptions, TrainConfig
+from cvae_jax.config import TrainConfig
+from cvae_jax.options import RunOptions
 from cvae_jax.types import CheckpointError, Dataset, Splits, UserError
 from tests import fault_files, faults
 from tests.test_idx import write_directory
@@ -59,7 +60,9 @@ def train(digits: Path) -> Callable[[Path], None]:
     """Give a function that does in this process what the command of the reference does."""
 
     def run(folder: Path) -> None:
-        options = RunOptions(EPOCHS, folder, "idx", digits, sample_every=5, checkpoint_every=1)
+        options = RunOptions(
+            EPOCHS, folder, "idx", digits, sample_every=5, checkpoint_every=1, num_devices=1
+        )
         experiment.train(CONFIG, options)
 
     return run

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvae_jax import idx, judge, judges
-from cvae_jax.config import JudgeOptions
+from cvae_jax.options import JudgeOptions
 from cvae_jax.types import ConfigError, Dataset, Splits, UserError
 from tests.test_assessment import write_data
 

@@ -8,7 +8,7 @@ import pytest
 from jax import export
 
 from cvae_jax import likelihoods
-from cvae_jax.batches import binarize_dataset, put_on_device
+from cvae_jax.batches import binarize_dataset, in_rows, put_on_device
 from cvae_jax.config import ModelConfig
 from cvae_jax.evaluation import evaluate, importance_log_likelihood
 from cvae_jax.keys import Purpose, make_key
@@ -34,8 +34,9 @@ def test_the_bound_is_that_of_training_over_more_draws(
     loss, reconstruction, kl = (found[f"{name}, grey levels"] for name in names)
     assert loss.value == pytest.approx(reconstruction.value + kl.value, rel=1e-6)
     key = make_key(3, Purpose.TEST)
+    order = in_rows(np.arange(300), 1)
     draws = [
-        evaluate(params, jax.random.fold_in(key, i), test_set, model=model, batch_size=1)
+        evaluate(params, jax.random.fold_in(key, i), test_set, order, model=model)
         for i in range(likelihoods.NUM_DRAWS)
     ]
     expected = np.mean([float(sums.reconstruction.sum()) for sums in draws]) / 300

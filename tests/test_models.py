@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,3 +62,26 @@ def test_another_label_gives_another_code_and_another_image(model: CVAE, params:
         decode(model, params, latent, label).reshape(10, -1),
     ):
         assert len(np.unique(np.asarray(output), axis=0)) == 10
+
+
+def test_bfloat16_is_of_the_products_alone(model: CVAE, params: Params) -> None:
+    fast = CVAE(model.config, precision="bfloat16")
+    image = jax.random.uniform(jax.random.key(1), (64, 28, 28, 1))
+    label = jnp.arange(64) % 10
+
+    def loss(module: CVAE, params: Params) -> jax.Array:
+        mean, logvar = encode(module, params, image, label)
+        logits = decode(module, params, mean, label)
+        assert {array.dtype for array in (mean, logvar, logits)} == {jnp.dtype("float32")}
+        return jnp.mean(logits**2) + jnp.mean(logvar**2)
+
+    expected, gradient = jax.value_and_grad(partial(loss, model))(params)
+    found, fast_gradient = jax.value_and_grad(partial(loss, fast))(params)
+    assert found != expected
+    assert found == pytest.approx(float(expected), rel=2e-2)
+    for one, other in zip(*map(jax.tree.leaves, (fast_gradient, gradient)), strict=True):
+        assert one.dtype == jnp.float32
+        assert jnp.linalg.norm(one - other) < 0.02 * jnp.linalg.norm(other)
+    assert jax.tree.all(
+        jax.tree.map(lambda leaf: leaf.dtype == jnp.float32, init_params(jax.random.key(0), fast))
+    )

@@ -1,5 +1,4 @@
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from cvae_jax import programs
-from cvae_jax.batches import NO_EXAMPLE, binarize_dataset, put_on_device
+from cvae_jax.batches import NO_EXAMPLE, binarize_dataset, in_rows, put_on_device
 from cvae_jax.config import RunConfig
 from cvae_jax.evaluation import evaluate
 from cvae_jax.keys import Purpose, make_key
@@ -25,29 +24,13 @@ def test_the_rest_of_an_epoch_in_dispatches_has_every_image_of_it_once(
     # The least arithmetic that a dispatch may hold: a few steps each.
     monkeypatch.setattr(programs, "_DISPATCH_FLOPS_CPU", 1e8)
     run_programs = programs.build_programs(small_run, small_splits)
-    dispatches = run_programs.order(2, first_row)
+    dispatches = [rows for _, rows in run_programs.pieces(2, first_row)]
     assert len({len(rows) for rows in dispatches[:-1]}) <= 1
     assert first_row > 3 or len(dispatches) > 1
     rest = np.concatenate(dispatches)
-    whole = np.concatenate(run_programs.order(2, 0))
+    whole = np.concatenate([rows for _, rows in run_programs.pieces(2, 0)])
     np.testing.assert_array_equal(rest, whole[first_row:])
     np.testing.assert_array_equal(np.sort(whole[whole != NO_EXAMPLE]), np.arange(1000))
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 467, 469, 5469])
-@pytest.mark.parametrize("flops", [1.0, 8e8, 4e10, 1e14])
-def test_dispatches_are_short_enough_and_even_where_they_can_be(steps: int, flops: float) -> None:
-    length = programs._steps_per_dispatch(steps, flops)
-    assert 1 <= length <= steps
-    assert length * flops <= max(programs._DISPATCH_FLOPS_CPU, flops) or length == 1
-    fewest = min(math.ceil(steps * flops / programs._DISPATCH_FLOPS_CPU), steps)
-    divisors = [number for number in range(fewest, 2 * fewest) if steps % number == 0]
-    assert steps % length == 0 or not divisors
-
-
-def test_the_original_is_cut_without_any_waste() -> None:
-    # 6 flops for each of 1.04 million parameters and 128 images; 469 = 7 x 67.
-    assert programs._steps_per_dispatch(469, 6 * 1.04e6 * 128) == 67
 
 
 def test_all_of_a_run_is_a_function_of_its_configuration(
@@ -57,8 +40,8 @@ def test_all_of_a_run_is_a_function_of_its_configuration(
     for _ in range(2):
         run_programs = programs.build_programs(small_run, small_splits)
         state = run_programs.init()
-        for rows in run_programs.order(0, 0):
-            state, _ = run_programs.train(state, rows)
+        for piece in run_programs.pieces(0, 0):
+            state, _ = run_programs.train(state, piece)
         label = np.arange(4, dtype=np.int32)
         results.append(
             (state, run_programs.test(state.params), run_programs.samples(state.params, label))
@@ -75,15 +58,24 @@ def test_work_is_sent_up_to_the_last_epoch_or_until_a_stop(
 
     def send(state: TrainState, is_stopped: Callable[[], bool]) -> list[Dispatch]:
         return list(
-            programs.dispatch_epochs(run_programs, state, 2, lambda epoch: epoch == 1, is_stopped)
+            programs.dispatch_epochs(
+                run_programs,
+                state,
+                2,
+                is_kept=lambda epoch: epoch == 1,
+                is_stopped=is_stopped,
+                label=np.arange(4, dtype=np.int32),
+                is_drawn=lambda epoch: epoch == 2,
+            )
         )
 
     whole = send(run_programs.init(), lambda: False)
-    per_epoch = len(run_programs.order(0, 0))
+    per_epoch = len(list(run_programs.pieces(0, 0)))
     assert per_epoch > 2
     assert len(whole) == 2 * per_epoch
     assert [one.test is not None for one in whole] == 2 * [*(per_epoch - 1) * [False], True]
     assert whole[-1].step == int(whole[-1].state.step) == 16
+    assert [one.samples is not None for one in whole] == [*(2 * per_epoch - 1) * [False], True]
     # Kept is the end of the first epoch and, as nothing comes after it, of the second one.
     deleted = [one.state.step.is_deleted() for one in whole]
     assert [not gone for gone in deleted] == [one.test is not None for one in whole]
@@ -100,7 +92,26 @@ def test_work_is_sent_up_to_the_last_epoch_or_until_a_stop(
     assert send(rest[-1].state, lambda: False) == []
 
 
-def test_reading_lags_one_item_behind() -> None:
+@pytest.mark.parametrize(
+    ("flops", "num_steps", "expected"),
+    [(1e14, 469, 1), (5e12, 469, 1), (3.75e11, 469, 13), (1e6, 8, 16), (3.75e11, 7500, 2)],
+)
+def test_more_is_sent_ahead_where_it_is_short(
+    flops: float, num_steps: float, expected: int
+) -> None:
+    assert programs._choose_ahead(flops, num_steps) == expected
+
+
+def test_a_cpu_and_a_stream_have_one_dispatch_ahead(
+    small_run: RunConfig, small_splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert programs.build_programs(small_run, small_splits).num_ahead == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert programs.build_programs(small_run, small_splits).num_ahead == programs._MOST_AHEAD
+    assert programs.build_programs(small_run, small_splits, data_memory=1e5).num_ahead == 1
+
+
+def test_reading_lags_behind() -> None:
     made: list[int] = []
 
     def make(number: int) -> Iterator[int]:
@@ -108,10 +119,13 @@ def test_reading_lags_one_item_behind() -> None:
             made.append(item)
             yield item
 
-    seen = [(item, len(made)) for item in programs.one_behind(make(4))]
+    seen = [(item, len(made)) for item in programs.behind(make(4), 1)]
     assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]
-    assert list(programs.one_behind(make(1))) == [0]
-    assert list(programs.one_behind(make(0))) == []
+    made.clear()
+    seen = [(item, len(made)) for item in programs.behind(make(4), 2)]
+    assert seen == [(0, 3), (1, 4), (2, 4), (3, 4)]
+    assert list(programs.behind(make(2), 3)) == [0, 1]
+    assert list(programs.behind(make(0), 3)) == []
 
 
 def test_a_black_and_white_run_is_tested_on_one_black_and_white_copy_of_the_test_set(
@@ -124,6 +138,7 @@ def test_a_black_and_white_run_is_tested_on_one_black_and_white_copy_of_the_test
     params = run_programs.init().params
     key = partial(make_key, run.train.seed)
     copy = binarize_dataset(key(Purpose.TEST_BINARIZE), put_on_device(small_splits.test))
-    expected = evaluate(params, key(Purpose.TEST), copy, model=CVAE(run.model), batch_size=300)
-    for found in (run_programs.test(params), run_programs.test(params)):
+    order = in_rows(np.arange(300), 300)
+    expected = evaluate(params, key(Purpose.TEST), copy, order, model=CVAE(run.model))
+    for (found,) in (run_programs.test(params), run_programs.test(params)):
         np.testing.assert_allclose(found.loss.sum(), expected.loss.sum(), rtol=1e-5)

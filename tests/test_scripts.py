@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from cvae_jax.config import RunOptions
 from cvae_jax.data import load_dataset
+from cvae_jax.options import RunOptions
 from tests.test_files import contents
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -25,7 +25,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cvae_jax import data, tfds_source
-from cvae_jax.config import Source
+from cvae_jax.options import Source
 from cvae_jax.types import DataError, Dataset, Splits, UserError
 from tests.test_idx import mutations, outcome
 

@@ -11,7 +11,14 @@ import pytest
 from jax import export
 
 from cvae_jax import training
-from cvae_jax.batches import NO_EXAMPLE, binarize, binarize_dataset, in_rows, take_batch
+from cvae_jax.batches import (
+    NO_EXAMPLE,
+    binarize,
+    binarize_dataset,
+    epoch_order,
+    in_rows,
+    take_batch,
+)
 from cvae_jax.config import ModelConfig
 from cvae_jax.models import CVAE
 from cvae_jax.types import Dataset, LossSums, TrainState
@@ -30,13 +37,11 @@ def train_steps(
 
 @pytest.fixture
 def order(train_set: Dataset) -> jax.Array:
-    return training.epoch_order(
-        jax.random.key(7), 0, num_examples=len(train_set.label), batch_size=128
-    )
+    return epoch_order(jax.random.key(7), 0, num_examples=len(train_set.label), batch_size=128)
 
 
 def test_an_epoch_has_every_image_once_in_469_batches_the_last_of_96() -> None:
-    order = training.epoch_order(jax.random.key(0), 3, num_examples=60_000, batch_size=128)
+    order = epoch_order(jax.random.key(0), 3, num_examples=60_000, batch_size=128)
     rows = np.asarray(order)
     assert rows.shape == (469, 128)
     np.testing.assert_array_equal(np.sort(rows[rows != NO_EXAMPLE]), np.arange(60_000))
@@ -46,7 +51,7 @@ def test_an_epoch_has_every_image_once_in_469_batches_the_last_of_96() -> None:
 
 def test_each_epoch_has_an_order_of_its_own_and_the_same_one_each_time() -> None:
     orders = [
-        np.asarray(training.epoch_order(jax.random.key(0), epoch, num_examples=1000, batch_size=8))
+        np.asarray(epoch_order(jax.random.key(0), epoch, num_examples=1000, batch_size=8))
         for epoch in (0, 1, 1)
     ]
     assert (orders[0] != orders[1]).mean() > 0.9
@@ -144,7 +149,7 @@ def test_three_dispatches_trace_once(
     program = jax.jit(counted, donate_argnums=0)
     state = make_state()
     for epoch in range(3):
-        rows = training.epoch_order(jax.random.key(0), epoch, num_examples=1000, batch_size=128)
+        rows = epoch_order(jax.random.key(0), epoch, num_examples=1000, batch_size=128)
         state, _ = program(state, jax.random.key(0), train_set, rows)
     assert traces == 1
 
@@ -185,9 +190,7 @@ def test_an_epoch_of_the_original_lowers_for_accelerators(platform: str) -> None
     dataset = jax.eval_shape(
         lambda: Dataset(jnp.zeros((60_000, 784), jnp.uint8), jnp.zeros((60_000,), jnp.int32))
     )
-    order = jax.eval_shape(
-        partial(training.epoch_order, num_examples=60_000, batch_size=128), key, 0
-    )
+    order = jax.eval_shape(partial(epoch_order, num_examples=60_000, batch_size=128), key, 0)
     lowered = export.export(program, platforms=[platform])(
         state, jax.eval_shape(lambda: key), dataset, order
     )
