@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import platform
+import shutil
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -33,6 +35,11 @@ def num_threads() -> int:
     return os.cpu_count() or 1
 
 
+def has_compiler() -> bool:
+    """Tell whether there is the C++ compiler that `torch.compile` needs."""
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
 def describe() -> dict[str, Any]:
     """Describe the hardware and the versions, in values that JSON can hold."""
     # In a process of its own, as JAX would keep an accelerator's memory from the contestants.
@@ -52,14 +59,29 @@ def describe() -> dict[str, Any]:
     }
 
 
+def name(result: Mapping[str, Any]) -> str:
+    """Name the hardware of a result in a few words."""
+    hardware = result["hardware"]
+    if hardware["platform"] == "cpu":
+        return f"{hardware['cores']} cores ({hardware['cpu']})"
+    return str(hardware["jax_devices"])
+
+
 def _has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _devices() -> dict[str, str]:
+def _devices() -> dict[str, Any]:
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    import jax
+
     from cvae_jax import devices
 
-    found = {"jax_devices": devices.describe()}
+    found: dict[str, Any] = {
+        "jax_devices": devices.describe(None),
+        "num_devices": jax.device_count(),
+        "platform": jax.default_backend(),
+    }
     if _has_torch():
         import torch
 

@@ -17,10 +17,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
+from matplotlib.figure import Figure
 
 sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is installed
 
-from benchmarks import environment, report
+from benchmarks import contest, environment, plots, report
+from benchmarks.report import Claim, Result
 from cvae_jax import cli
 from cvae_jax.types import UserError
 
@@ -33,8 +35,6 @@ class Options(report.Options):
 
     rounds: int = 7
     """Runs of each side that count."""
-    out: Path = Path("benchmarks/results/sampling_speed.json")
-    """File to write (JSON)."""
     keep: bool = True
     """Whether JAX keeps what it has compiled from one run to the next."""
 
@@ -100,17 +100,37 @@ def prepare_theirs(folder: Path) -> Callable[[], float]:
     return lambda: run(["-m", "benchmarks.torch_sample", *sample])
 
 
+def show(result: Result) -> str:
+    """Make the table."""
+    return report.seconds_table(result["seconds"])
+
+
+def draw(result: Result) -> Figure:
+    """Make the picture."""
+    title = f"Ten sixes from a cold start on {environment.name(result)}"
+    return plots.bars(result["seconds"], title, "seconds: median, least to most")
+
+
+def claims(result: Result) -> list[Claim]:
+    """Make the row of README's table."""
+    ours, theirs = (result["seconds"][name] for name in (report.OURS, report.ORIGINAL))
+    return [report.faster("ten sixes from a cold start", ours, report.ORIGINAL, theirs)]
+
+
 def main() -> None:
     """Parse the arguments, make the checkpoints, take turns, print and write the result."""
     with cli.one_line_errors():
         options = cli.parse(Options)
         environment.require_torch()
+        machine = environment.describe()
         with tempfile.TemporaryDirectory() as folder:
             print("making two checkpoints", flush=True)
             ours = prepare_ours(Path(folder), keep=options.keep)
             theirs = prepare_theirs(Path(folder))
-            seconds = report.take_turns(ours, theirs, options.rounds)
-        report.publish("ten sixes from a cold start, as a picture", seconds, options.out)
+            sides = {report.OURS: ours, report.ORIGINAL: theirs}
+            seconds = contest.take_turns(sides, options.rounds)
+        measured = {"seconds": seconds}
+        report.publish("sampling_speed", measured, machine, options.out, show=show, draw=draw)
 
 
 if __name__ == "__main__":

@@ -1,75 +1,29 @@
-"""Seconds per training epoch on MNIST: this package against the original's loop in PyTorch.
+"""Seconds per training epoch on MNIST: this package, PyTorch, and what neither can go below.
 
-`python benchmarks/training_speed.py`, a few minutes on a laptop. Each side lives in a process
-of its own, which sits idle while the other one is timed. Both train the same network on the
-same 60,000 images, in batches of 128; neither is timed while it compiles or evaluates.
+`python benchmarks/training_speed.py`, about three minutes on two cores. All train the same network
+on the same 60,000 images, in batches of 128; none is timed while it compiles or evaluates.
 """
 
-import contextlib
 import dataclasses
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is installed
 
-from benchmarks import environment, report
+from benchmarks import environment, ours, plots, report
+from benchmarks.contest import Work, contestant, take_turns, timed
+from benchmarks.report import Claim, Result
 from cvae_jax import cli
-from cvae_jax.types import UserError
 
-TrainEpoch = Callable[[], float]  # trains on for an epoch; gives the mean loss, nats per image
-
-
-@dataclasses.dataclass(frozen=True)
-class Options(report.Options):
-    """Time the training of this package against the original's, epoch by epoch in turns."""
-
-    rounds: int = 5
-    """Epochs of each side that count."""
-    out: Path = Path("benchmarks/results/training_speed.json")
-    """File to write (JSON)."""
+TUNED, COMPILED = "PyTorch, tuned by hand", "PyTorch, tuned and compiled"
 
 
-def prepare_ours() -> TrainEpoch:
-    """Put all on the device; an epoch is dispatched and fetched as `experiment` does it."""
-    import jax
-    import numpy as np
-
-    from cvae_jax import data
-    from cvae_jax.config import RunConfig, TrainConfig
-    from cvae_jax.programs import build_programs
-    from cvae_jax.types import LossSums
-
-    splits = data.load_dataset(source="bundled")
-    run = RunConfig(TrainConfig(), (28, 28, 1), splits.num_classes, splits.fingerprint())
-    programs = build_programs(run, splits)
-    state, epoch = programs.init(), 0
-
-    def train_epoch() -> float:
-        nonlocal state, epoch
-        fetched: list[LossSums] = []
-        waiting: list[LossSums] = []
-        for rows in programs.order(epoch, 0):
-            state, sums = programs.train(state, rows)
-            waiting.append(sums)
-            if len(waiting) > 1:  # the device works on the next piece while one is read
-                fetched.append(jax.device_get(waiting.pop(0)))
-        fetched.append(jax.device_get(waiting.pop()))
-        jax.block_until_ready(state)
-        epoch += 1
-        reconstruction, kl, num_examples = (
-            np.concatenate(sums).sum() for sums in zip(*fetched, strict=True)
-        )
-        return float((reconstruction + kl) / num_examples)
-
-    return train_epoch
-
-
-def prepare_theirs() -> TrainEpoch:
+def prepare_original() -> Work:
     """Make the original's loader, network and optimizer, with a thread for every processor."""
     import numpy as np
     import torch
@@ -83,55 +37,68 @@ def prepare_theirs() -> TrainEpoch:
     loader = torch_original.make_loader(image, label)
     model = torch_original.TorchCVAE().to(torch_original.default_device())
     optimizer = torch_original.make_optimizer(model)
-    return lambda: torch_original.train_epoch(model, optimizer, loader)
+    return timed(lambda: torch_original.train_epoch(model, optimizer, loader))
 
 
-def serve(prepare: Callable[[], TrainEpoch], connection: Connection) -> None:
-    """Train an epoch each time a message comes; answer with its seconds and its loss."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
-    with cli.one_line_errors(), contextlib.suppress(EOFError):
-        train_epoch = prepare()
-        while True:
-            connection.recv()
-            started = time.perf_counter()
-            loss = train_epoch()
-            connection.send((time.perf_counter() - started, loss))
+def prepare_tuned(is_compiled: bool) -> Work:
+    """Import PyTorch in that process alone."""
+    from benchmarks import torch_tuned
+
+    return torch_tuned.prepare_epoch(is_compiled)
 
 
-@contextlib.contextmanager
-def contestant(
-    name: str, prepare: Callable[[], TrainEpoch], losses: list[float]
-) -> Iterator[Callable[[], float]]:
-    """Start a process for one side, and end it on leaving.
+def prepare_floor(name: str) -> Work:
+    """Likewise, for one of `floors`."""
+    from benchmarks import floors
 
-    Args:
-        name: what to call it in an error.
-        prepare: makes its training function, in that process.
-        losses: each epoch adds its loss.
+    return getattr(floors, f"prepare_{name}")()
 
-    Yields:
-        A function that trains an epoch over there and gives its seconds.
-    """
-    context = get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=serve, args=(prepare, there), daemon=True)
-    process.start()
-    there.close()
 
-    def time_epoch() -> float:
-        try:
-            here.send("train")
-            seconds, loss = here.recv()
-        except (EOFError, OSError):
-            raise UserError(f"the process of {name} ended before its epoch did") from None
-        losses.append(loss)
-        return float(seconds)
+SIDES: dict[str, Callable[[], Work]] = {
+    report.OURS: ours.prepare_epoch,
+    report.ORIGINAL: prepare_original,
+    TUNED: partial(prepare_tuned, False),
+    COMPILED: partial(prepare_tuned, True),
+}
+FLOORS: dict[str, Callable[[], Work]] = {
+    "matrix products, in a plain XLA scan": partial(prepare_floor, "scan_of_products"),
+    "matrix products, at the best rate of any library": partial(prepare_floor, "products"),
+    "Adam, in a plain XLA scan": partial(prepare_floor, "scan_of_adam"),
+}
 
-    try:
-        yield time_epoch
-    finally:
-        process.terminate()
-        process.join()
+
+@dataclasses.dataclass(frozen=True)
+class Options(report.Options):
+    """Time training epochs of this package, of PyTorch, and of parts of the work, in turns."""
+
+
+def best_tuned(result: Result) -> str:
+    """Name the faster one of those that were tuned by hand."""
+    return min(
+        (name for name in (TUNED, COMPILED) if name in result["seconds"]),
+        key=lambda name: report.median(result["seconds"][name]),
+    )
+
+
+def show(result: Result) -> str:
+    """Make the table."""
+    return report.seconds_table({**result["seconds"], **result["floors"]})
+
+
+def draw(result: Result) -> Figure:
+    """Make the picture."""
+    title = f"A training epoch of MNIST on {environment.name(result)}"
+    label = "seconds: median, least to most; dashed: parts of the work, alone"
+    return plots.bars(result["seconds"], title, label, floors=result["floors"])
+
+
+def claims(result: Result) -> list[Claim]:
+    """Make the rows of README's table."""
+    seconds = result["seconds"]
+    return [
+        report.faster("a training epoch", seconds[report.OURS], name, seconds[name])
+        for name in (report.ORIGINAL, best_tuned(result))
+    ]
 
 
 def main() -> None:
@@ -139,14 +106,24 @@ def main() -> None:
     with cli.one_line_errors():
         options = cli.parse(Options)
         environment.require_torch()
-        losses: dict[str, list[float]] = {report.OURS: [], report.THEIRS: []}
-        with (
-            contestant(report.OURS, prepare_ours, losses[report.OURS]) as ours,
-            contestant(report.THEIRS, prepare_theirs, losses[report.THEIRS]) as theirs,
-        ):
-            seconds = report.take_turns(ours, theirs, options.rounds)
-        job = "a training epoch of MNIST, without its test"
-        report.publish(job, seconds, options.out, {"losses_with_warm_up": losses})
+        machine = environment.describe()
+        sides = SIDES | FLOORS
+        if not environment.has_compiler():
+            print(f"without a C++ compiler (g++), there is no {COMPILED}")
+            del sides[COMPILED]
+        losses: dict[str, list[float]] = {name: [] for name in sides}
+        with ExitStack() as stack:
+            contestants = {
+                name: stack.enter_context(contestant(name, prepare, losses[name]))
+                for name, prepare in sides.items()
+            }
+            seconds = take_turns(contestants, options.rounds)
+        measured = {
+            "seconds": {name: values for name, values in seconds.items() if name in SIDES},
+            "floors": {name: values for name, values in seconds.items() if name in FLOORS},
+            "losses_with_warm_up": {name: values for name, values in losses.items() if values},
+        }
+        report.publish("training_speed", measured, machine, options.out, show=show, draw=draw)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,205 @@
+"""How much faster training becomes with more devices, in one process and in several.
+
+`python benchmarks/scaling.py`, eight minutes on two cores. On a CPU every device is given a core of
+its own, so that two of them are twice the hardware; beside them stands one device with all cores,
+which is how a CPU is used by default. Each measurement has processes of its own.
+"""
+
+import dataclasses
+import os
+import socket
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is installed
+
+from benchmarks import environment, plots, report
+from benchmarks.report import Claim, Result
+from cvae_jax import cli
+
+BATCH_SIZES = (128, 1024, 8192)
+
+
+class Setup(NamedTuple):
+    """Devices, and who works with them."""
+
+    num_devices: int
+    num_processes: int = 1
+    num_cores: int | None = None  # of a CPU
+
+    def __str__(self) -> str:
+        """Name it for a table."""
+        devices = f"{self.num_devices} device{'s' if self.num_devices > 1 else ''}"
+        cores = ""
+        if self.num_cores is not None:
+            cores = f", {self.num_cores} core{'s' if self.num_cores > 1 else ''}"
+        processes = f" in {self.num_processes} processes" if self.num_processes > 1 else ""
+        return f"{devices}{processes}{cores}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(report.Options):
+    """Measure training on one device, and on more."""
+
+    rounds: int = 3
+    """Measurements of each, in turns."""
+
+
+def measure(setup: Setup, index: int, address: str) -> dict[int, float]:
+    """Train in this process, one of the setup's; give seconds a step for each size of a batch."""
+    import jax
+
+    if setup.num_cores is not None:
+        own = sorted(os.sched_getaffinity(0))[: setup.num_cores]
+        if setup.num_processes > 1:
+            own = own[index :: setup.num_processes]
+        os.sched_setaffinity(0, own)
+        jax.config.update("jax_num_cpu_devices", setup.num_devices // setup.num_processes)
+    if setup.num_processes > 1:
+        jax.distributed.initialize(address, setup.num_processes, index)
+
+    from benchmarks import ours
+    from cvae_jax import sharding
+    from cvae_jax.config import TrainConfig
+
+    mesh = sharding.make_mesh(setup.num_devices)
+    found = {}
+    for batch_size in BATCH_SIZES:
+        programs = ours.load(TrainConfig(batch_size=batch_size), mesh)
+        state, _ = ours.train(programs, programs.init(), 1)  # which compiles
+        started = time.perf_counter()
+        ours.train(programs, state, 2)
+        found[batch_size] = (time.perf_counter() - started) / programs.steps_per_epoch
+    if setup.num_processes > 1:
+        jax.distributed.shutdown()
+    return found
+
+
+def measure_together(setup: Setup) -> dict[int, float]:
+    """Measure a setup in processes of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with ProcessPoolExecutor(setup.num_processes, mp_context=get_context("spawn")) as pool:
+        sent = [pool.submit(measure, setup, i, address) for i in range(setup.num_processes)]
+        first, *_ = [one.result() for one in sent]
+        return first
+
+
+def choose_setups(machine: Result) -> list[Setup]:
+    """Say what there is to compare: one device first, then twice as many as long as there are."""
+    hardware = machine["hardware"]
+    if hardware["platform"] != "cpu":
+        return [Setup(2**i) for i in range(hardware["num_devices"].bit_length())]
+    cores = environment.num_threads()
+    numbers = [2**i for i in range(1, cores.bit_length())]
+    if not hasattr(os, "sched_setaffinity"):  # no core can be given to a device
+        return [Setup(1)]
+    return [
+        Setup(1, num_cores=1),
+        *(Setup(number, num_cores=number) for number in numbers),
+        *(Setup(number, number, number) for number in numbers[:1]),
+        Setup(1, num_cores=cores),
+    ]
+
+
+def _efficiency(result: Result, found: Result, batch_size: str) -> report.Spread:
+    """Divide the gain over the first setup by the devices that it took, round by round."""
+    ratios = report.ratios(
+        result["setups"][0]["seconds_per_step"][batch_size], found["seconds_per_step"][batch_size]
+    )
+    return report.Spread(*(ratio / found["setup"]["num_devices"] for ratio in ratios))
+
+
+def _name(found: Result) -> str:
+    return str(Setup(**found["setup"]))
+
+
+def show(result: Result) -> str:
+    """Make the table."""
+    rows = []
+    for batch_size in map(str, BATCH_SIZES):
+        for found in result["setups"]:
+            milliseconds = [1000 * one for one in found["seconds_per_step"][batch_size]]
+            per_device = "" if _is_reference(result, found) else _percent(result, found, batch_size)
+            rows.append([batch_size, _name(found), str(report.spread(milliseconds)), per_device])
+    return report.table(["images in a batch", "on", "ms a step", "efficiency, %"], rows)
+
+
+def _is_reference(result: Result, found: Result) -> bool:
+    """Tell whether this is one device with all cores, which has no other to compare with."""
+    return found is not result["setups"][0] and found["setup"]["num_devices"] == 1
+
+
+def _percent(result: Result, found: Result, batch_size: str) -> str:
+    return str(report.Spread(*(100 * one for one in _efficiency(result, found, batch_size))))
+
+
+def draw(result: Result) -> Figure:
+    """Make the picture."""
+    seconds = {
+        f"{batch_size} images, {_name(found)}": [
+            1e6 * one / int(batch_size) for one in found["seconds_per_step"][batch_size]
+        ]
+        for batch_size in map(str, BATCH_SIZES)
+        for found in result["setups"]
+    }
+    title = f"Training on several devices, {environment.name(result)}"
+    return plots.bars(seconds, title, "µs an image: median, least to most")
+
+
+def claims(result: Result) -> list[Claim]:
+    """Make the rows of README's table."""
+    rows = []
+    first, batch_size = result["setups"][0], str(BATCH_SIZES[-1])
+    for found in result["setups"][1:]:
+        if _is_reference(result, found):
+            continue
+        ours, other = (one["seconds_per_step"][batch_size] for one in (found, first))
+        gain = report.ratios(other, ours)
+        rows.append(
+            Claim(
+                f"a training step of {BATCH_SIZES[-1]:,} images, {_name(found)}",
+                report.seconds_of(ours),
+                f"{_name(first)}: {report.seconds_of(other)}",
+                f"{gain} times faster",
+            )
+        )
+    return rows
+
+
+def main() -> None:
+    """Parse the arguments, take turns, print and write the result."""
+    with cli.one_line_errors():
+        options = cli.parse(Options)
+        machine = environment.describe()
+        setups = choose_setups(machine)
+        seconds: list[dict[int, list[float]]] = [{n: [] for n in BATCH_SIZES} for _ in setups]
+        for turn in range(1, options.rounds + 1):
+            print(f"round {turn}/{options.rounds}", flush=True)
+            for setup, kept in zip(setups, seconds, strict=True):
+                found = measure_together(setup)
+                for batch_size, value in found.items():
+                    kept[batch_size].append(value)
+                milliseconds = ", ".join(report.number(1000 * one) for one in found.values())
+                print(f"  {setup}: {milliseconds} ms a step", flush=True)
+        measured: dict[str, Any] = {
+            "setups": [
+                {
+                    "setup": setup._asdict(),
+                    "seconds_per_step": {str(size): values for size, values in kept.items()},
+                }
+                for setup, kept in zip(setups, seconds, strict=True)
+            ]
+        }
+        report.publish("scaling", measured, machine, options.out, show=show, draw=draw)
+
+
+if __name__ == "__main__":
+    main()
