@@ -140,14 +140,16 @@ def kill_at(trainer: Trainer, started: Started, moment: str, rng: random.Random)
             started.wait_until(lambda: not trainer.temporaries(moment))
         started.wait_until(lambda: bool(trainer.temporaries(moment)))
     elif moment == "starting":
-        longest = 2.0
+        longest = 1.5
     elif moment == "compiling":
-        longest = 0.5
+        longest = 0.2  # what an earlier run has compiled is kept
         started.wait_for("compiling: ")
     else:
-        longest = 0.8
+        longest = 0.4
         started.wait_for(r"epoch \d+/\d+: +\d+%")
     time.sleep(rng.uniform(0, longest))
+    if moment == "mid-epoch":  # which is short beside the files that are written after it
+        started.wait_until(lambda: not trainer.temporaries(*TEMPORARIES))
     if not started.is_running:
         return False
     started.kill()
