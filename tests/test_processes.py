@@ -26,9 +26,9 @@ from tests.conftest import assert_trees_equal
 from tests.test_idx import write_directory
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
-# A lost process is noticed by its silence; here that takes five seconds in place of a minute.
+# A lost process is noticed by its silence; here that takes ten seconds in place of a minute.
 START = (
-    "import runpy, sys; from cvae_jax import processes; processes._HEARTBEAT_SECONDS = 5; "
+    "import runpy, sys; from cvae_jax import processes; processes._HEARTBEAT_SECONDS = 10; "
     "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 EPOCHS = 12
