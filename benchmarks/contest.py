@@ -3,11 +3,16 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import NamedTuple
+
+import matplotlib
 
 from cvae_jax import cli
 from cvae_jax.types import UserError
@@ -15,6 +20,7 @@ from cvae_jax.types import UserError
 # Else the first of them that uses JAX takes three quarters of an accelerator's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.2")
 
+_ROOT = Path(__file__).resolve().parents[1]
 _PATIENCE_S = 5
 
 
@@ -104,4 +110,53 @@ def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
             print(f"  {name}: {value:.3f} s", flush=True)
             if turn:
                 seconds[name].append(value)
+    return seconds
+
+
+def compete(
+    sides: Mapping[str, Callable[[], Work]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Start a process for each side and let them take turns.
+
+    Args:
+        sides: makes the work of each, in its process.
+        rounds: pieces of work of each that count.
+
+    Returns:
+        The seconds of each side, and the losses of all it trained, the warm-up included.
+    """
+    losses: dict[str, list[float]] = {name: [] for name in sides}
+    with contextlib.ExitStack() as stack:
+        contestants = {
+            name: stack.enter_context(contestant(name, prepare, losses[name]))
+            for name, prepare in sides.items()
+        }
+        return take_turns(contestants, rounds), losses
+
+
+def run_python(arguments: Sequence[str], **environ: str) -> float:
+    """Run Python with these arguments in the root of the repository; give the seconds it took.
+
+    Args:
+        arguments: the script's path and its own arguments.
+        environ: more variables of its environment.
+
+    Raises:
+        UserError: it failed.
+    """
+    # No window, whatever the machine has: what is drawn goes into a file. And all have the fonts
+    # that Matplotlib has found, wherever the rest is kept.
+    drawing = {"MPLBACKEND": "agg", "MPLCONFIGDIR": matplotlib.get_cachedir()}
+    started = time.perf_counter()
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=_ROOT,
+        env=os.environ | drawing | environ,
+        capture_output=True,
+        text=True,
+    )
+    seconds = time.perf_counter() - started
+    if ended.returncode:
+        last_line = (ended.stderr.strip() or "no message").splitlines()[-1]
+        raise UserError(f"{' '.join(arguments[:2])} failed: {last_line}")
     return seconds

@@ -13,8 +13,6 @@ original's epoch; ten epochs on a CPU, in three minutes on two cores. Timed are
 import contextlib
 import dataclasses
 import io
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -64,18 +62,7 @@ def run_script(num_epochs: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--epochs", str(num_epochs), "--source", "bundled", "--workdir", folder]
         arguments += ["--num-devices", "1"]
-        started = time.perf_counter()
-        ended = subprocess.run(
-            [sys.executable, str(_ROOT / "scripts" / "train.py"), *arguments],
-            env=os.environ | {"PYTHONPATH": str(_ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        seconds = time.perf_counter() - started
-    if ended.returncode:
-        last_line = (ended.stderr.strip() or "no message").splitlines()[-1]
-        raise UserError(f"scripts/train.py failed: {last_line}")
-    return seconds
+        return contest.run_python(["scripts/train.py", *arguments], PYTHONPATH=str(_ROOT))
 
 
 def time_original() -> float | None:

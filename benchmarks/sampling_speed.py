@@ -8,15 +8,11 @@ it; how long a first picture takes, `--no-keep` tells.
 """
 
 import dataclasses
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure
 
 sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is installed
@@ -24,9 +20,6 @@ sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is
 from benchmarks import contest, environment, plots, report
 from benchmarks.report import Claim, Result
 from cvae_jax import cli
-from cvae_jax.types import UserError
-
-_ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,42 +32,14 @@ class Options(report.Options):
     """Whether JAX keeps what it has compiled from one run to the next."""
 
 
-def run(arguments: Sequence[str], **environ: str) -> float:
-    """Run Python with these arguments in the root of the repository; give the seconds it took.
-
-    Args:
-        arguments: the script's path and its own arguments.
-        environ: more variables of its environment.
-
-    Raises:
-        UserError: it failed.
-    """
-    # No window, whatever the machine has: both sides draw into a file. And both have the fonts
-    # that Matplotlib has found, wherever the rest is kept.
-    drawing = {"MPLBACKEND": "agg", "MPLCONFIGDIR": matplotlib.get_cachedir()}
-    started = time.perf_counter()
-    ended = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=_ROOT,
-        env=os.environ | drawing | environ,
-        capture_output=True,
-        text=True,
-    )
-    seconds = time.perf_counter() - started
-    if ended.returncode:
-        last_line = (ended.stderr.strip() or "no message").splitlines()[-1]
-        raise UserError(f"{' '.join(arguments[:2])} failed: {last_line}")
-    return seconds
-
-
 def prepare_ours(folder: Path, *, keep: bool) -> Callable[[], float]:
     """Train for one epoch; drawing from a better model takes no other time."""
     caches = {"XDG_CACHE_HOME": str(folder), "JAX_ENABLE_COMPILATION_CACHE": str(keep)}
     workdir = str(folder / "run")
     train = ["--epochs", "1", "--source", "bundled", "--workdir", workdir]
-    run(["scripts/train.py", *train], **caches)
+    contest.run_python(["scripts/train.py", *train], **caches)
     sample = ["--digit", "6", "--workdir", workdir, "--out", str(folder / "ours.png")]
-    return lambda: run(["scripts/sample.py", *sample], **caches)
+    return lambda: contest.run_python(["scripts/sample.py", *sample], **caches)
 
 
 def prepare_theirs(folder: Path) -> Callable[[], float]:
@@ -97,7 +62,7 @@ def prepare_theirs(folder: Path) -> Callable[[], float]:
     }
     torch.save(content, checkpoint)
     sample = ["--digit", "6", "--checkpoint", str(checkpoint), "--out", str(folder / "theirs.png")]
-    return lambda: run(["-m", "benchmarks.torch_sample", *sample])
+    return lambda: contest.run_python(["-m", "benchmarks.torch_sample", *sample])
 
 
 def show(result: Result) -> str:

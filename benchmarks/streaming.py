@@ -6,7 +6,6 @@ some of that on the device. What is learnt is the same to the bit, and so are th
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -61,15 +60,8 @@ def main() -> None:
     with cli.one_line_errors():
         options = cli.parse(report.Options)
         machine = environment.describe()
-        losses: dict[str, list[float]] = {name: [] for name in SIDES}
-        with ExitStack() as stack:
-            sides = {
-                name: stack.enter_context(
-                    contest.contestant(name, partial(ours.prepare_epoch, memory), losses[name])
-                )
-                for name, memory in SIDES.items()
-            }
-            seconds = contest.take_turns(sides, options.rounds)
+        sides = {name: partial(ours.prepare_epoch, memory) for name, memory in SIDES.items()}
+        seconds, losses = contest.compete(sides, options.rounds)
         _require_same(losses)
         measured = {"seconds": seconds, "losses_with_warm_up": losses}
         report.publish("streaming", measured, machine, options.out, show=show, draw=draw)

@@ -7,7 +7,6 @@ on the same 60,000 images, in batches of 128; none is timed while it compiles or
 import dataclasses
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is installed
 
 from benchmarks import environment, ours, plots, report
-from benchmarks.contest import Work, contestant, take_turns, timed
+from benchmarks.contest import Work, compete, timed
 from benchmarks.report import Claim, Result
 from cvae_jax import cli
 
@@ -111,13 +110,7 @@ def main() -> None:
         if not environment.has_compiler():
             print(f"without a C++ compiler (g++), there is no {COMPILED}")
             del sides[COMPILED]
-        losses: dict[str, list[float]] = {name: [] for name in sides}
-        with ExitStack() as stack:
-            contestants = {
-                name: stack.enter_context(contestant(name, prepare, losses[name]))
-                for name, prepare in sides.items()
-            }
-            seconds = take_turns(contestants, options.rounds)
+        seconds, losses = compete(sides, options.rounds)
         measured = {
             "seconds": {name: values for name, values in seconds.items() if name in SIDES},
             "floors": {name: values for name, values in seconds.items() if name in FLOORS},
