@@ -88,7 +88,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_been_left_alone(
 
 def test_a_run_stopped_by_signals_goes_on_from_where_it_was(tmp_path: Path) -> None:
     # The original: an epoch in several dispatches, so that it can be stopped within one.
-    arguments = ("--source", "bundled", "--epochs", 3, "--sample-every", 1)
+    arguments = ("--source", "bundled", "--epochs", 2, "--sample-every", 1)
     whole, parts = (
         faults.Trainer(tmp_path / name, arguments, every=2) for name in ("whole", "parts")
     )
@@ -97,7 +97,7 @@ def test_a_run_stopped_by_signals_goes_on_from_where_it_was(tmp_path: Path) -> N
     where: list[str] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         started = parts.start()
-        assert started.wait_for(r"epoch \d/3: +\d+%")
+        assert started.wait_for(r"epoch \d/2: +\d+%")
         started.process.send_signal(number)
         assert started.end() == 128 + number
         assert started.noise == []
