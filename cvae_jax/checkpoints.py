@@ -237,5 +237,7 @@ def _errors_name(path: Path, done: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            raise  # Orbax waited for a process that is gone
         why = reason(error, path.parent if done == "written" else None)
         raise CheckpointError(f"the checkpoint {path} can't be {done}: {why}") from error

@@ -23,7 +23,7 @@ def keep() -> None:
     """From now on, have JAX keep what this process compiles in the user's cache folder.
 
     JAX's own settings come first: where JAX_COMPILATION_CACHE_DIR is set all is as JAX has it,
-    and with JAX_ENABLE_COMPILATION_CACHE=false nothing is kept.
+    with JAX_ENABLE_COMPILATION_CACHE=false nothing is kept, and its other variables are heeded.
     """
     config: Any = jax.config
     is_ours = config.jax_compilation_cache_dir is None and config.jax_enable_compilation_cache
@@ -31,11 +31,16 @@ def keep() -> None:
     folder = _make_folder() if is_ours and not is_noisy else None
     if folder is None:
         return
-    config.update("jax_compilation_cache_dir", str(folder))
-    config.update("jax_compilation_cache_max_size", _MOST_BYTES)
-    config.update("jax_persistent_cache_min_compile_time_secs", 0)  # ours take less than JAX's 1
-    # XLA's own cache on a GPU has no bound, and fails the run where it can't be written.
-    config.update("jax_persistent_cache_enable_xla_caches", "none")
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": _MOST_BYTES,
+        "jax_persistent_cache_min_compile_time_secs": 0,  # ours take less than JAX's 1
+        # XLA's own cache on a GPU has no bound, and fails the run where it can't be written.
+        "jax_persistent_cache_enable_xla_caches": "none",
+    }
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            config.update(name, value)
     _empty_when_damaged(folder)
 
 

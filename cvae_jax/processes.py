@@ -3,8 +3,11 @@
 import contextlib
 import hashlib
 import os
+import signal
 import socket
+import threading
 import time
+import traceback
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +30,8 @@ _LINGER_SECONDS = 1
 def joined(address: str | None, number: int | None, index: int | None) -> Iterator[None]:
     """Join the processes that train together, by JAX's own runtime; nothing where there is one.
 
-    Only the first process prints. To be entered before JAX looks for its devices. A process that
-    fails is left at once, without the farewell that the others are too busy for.
+    From then on only the first process prints. To be entered before JAX looks for its devices. A
+    process that fails is left at once, without the farewell that the others are too busy for.
 
     Args:
         address: host:port of the first process; None to ask the cluster, where this is one.
@@ -46,13 +49,14 @@ def joined(address: str | None, number: int | None, index: int | None) -> Iterat
     if address is not None:
         _require_reachable(address, is_here=index == 0)
     try:
-        jax.distributed.initialize(
-            address,
-            number,
-            index,
-            initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
+        with _signals_end_it():
+            jax.distributed.initialize(
+                address,
+                number,
+                index,
+                initialization_timeout=_START_SECONDS,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"the processes can't be joined: {_first_line(error)}; check --coordinator-address, "
@@ -75,8 +79,28 @@ def joined(address: str | None, number: int | None, index: int | None) -> Iterat
             if is_first():
                 time.sleep(_LINGER_SECONDS)
             raise PartedError(str(error), error.exit_status) from error
-        except jax.errors.JaxRuntimeError as error:
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
             raise PartedError(_explain(error)) from error
+        except Exception as error:
+            traceback.print_exc()
+            raise PartedError(f"this is a mistake in cvae_jax: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the process where it waits in C, and has nothing to save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: old for n in numbers if (old := signal.getsignal(n)) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:  # but SIGTERM is JAX's from here on: its preemption service has taken it
+        if signal.SIGINT in before:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
 
 
 def in_cluster() -> bool:
@@ -92,8 +116,8 @@ def in_cluster() -> bool:
     return "," in (hosts or "")
 
 
-def _explain(error: jax.errors.JaxRuntimeError) -> str:
-    if "RESOURCE_EXHAUSTED" in str(error):
+def _explain(error: Exception) -> str:
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "out of memory; try a smaller --batch-size or --hidden-dim"
     return (
         f"process {jax.process_index()} of {jax.process_count()} can't go on, most likely because "
@@ -150,6 +174,8 @@ def is_first() -> bool:
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
     """Let the first process do some work before the others begin it."""
+    # On CPUs the first time they wait is when they connect, for which there are 30 seconds only.
+    _wait_for_all()
     if not is_first():
         _wait_for_all()
     yield

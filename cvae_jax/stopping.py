@@ -8,12 +8,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_REQUEST_SECONDS = 0.2
 
 
@@ -21,45 +20,62 @@ _ONE_REQUEST_SECONDS = 0.2
 def watch() -> Iterator[Callable[[], int | None]]:
     """Take SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM as a request to stop.
 
-    A second signal ends the process at once, even while JAX compiles: a thread of its own
-    reads the signals from a socket, as the main one runs Python's handlers only in between.
-    One that comes within a fifth of a second belongs to the first: what stops a whole group of
-    processes often sends a signal to each of them as well. A signal that is ignored, as in a
-    shell's job in the background, stays so.
+    A second signal ends the process at once, even while JAX compiles. One that comes within a
+    fifth of a second belongs to the first: what stops a whole group of processes often sends a
+    signal to each of them as well. A signal that is ignored, as in a shell's job in the
+    background, stays so.
     Where several processes train together, the request is theirs all: JAX's own preemption
-    service takes SIGTERM, which Ctrl-C is turned into, and makes them stop after the same dispatch.
-    Only a second Ctrl-C then ends a process at once.
+    service takes SIGTERM, which Ctrl-C is passed on as, and makes them stop after the same
+    dispatch. Only a second Ctrl-C then ends a process at once.
 
     Yields:
         A function that gives the number of the signal that came, None while none has. With
         several processes each must call it equally often, once a dispatch.
     """
-    if jax.process_count() > 1:
-        counter = itertools.count()
-
-        def is_reached() -> int | None:
-            reached = multihost_utils.reached_preemption_sync_point(next(counter))
-            return signal.SIGTERM if reached else None
-
-        with _control_c_like_sigterm():
-            yield is_reached
-        return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # Python lets no other thread have signals
-        return
     received: list[int] = []
-    taken = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    if jax.process_count() == 1:
+        with _listen((signal.SIGINT, signal.SIGTERM), received.append):
+            yield lambda: received[0] if received else None
+        return
+
+    def pass_on(number: int) -> None:
+        received.append(number)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    dispatches, is_reached = itertools.count(), False
+
+    def find_signal() -> int | None:
+        nonlocal is_reached
+        if not is_reached:
+            is_reached = multihost_utils.reached_preemption_sync_point(next(dispatches))
+        return next(iter(received), signal.SIGTERM) if is_reached else None
+
+    with _listen((signal.SIGINT,), pass_on):
+        yield find_signal
+
+
+@contextlib.contextmanager
+def _listen(signals: Iterable[int], ask: Callable[[int], object]) -> Iterator[None]:
+    """Ask once, at the first of these signals; the second one ends the process.
+
+    A thread of its own reads them from a socket, as the main one runs Python's handlers only
+    where it is not in C: not while JAX compiles, nor while it waits for a device.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets no other thread have signals
+        return
+    taken = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
     def listen() -> None:
-        first = 0.0
+        first = None
         while number := reader.recv(1)[0]:
             if number not in taken:
                 continue
-            if not received:
+            if first is None:
                 first = time.monotonic()
-                received.append(number)
+                ask(number)
                 name = signal.Signals(number).name
                 with contextlib.suppress(OSError):  # whoever read it may be gone
                     print(
@@ -75,7 +91,7 @@ def watch() -> Iterator[Callable[[], int | None]]:
     old_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     old_handlers = {number: signal.signal(number, lambda *_: None) for number in taken}
     try:
-        yield lambda: received[0] if received else None
+        yield
     finally:
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
@@ -84,25 +100,3 @@ def watch() -> Iterator[Callable[[], int | None]]:
         listener.join()
         reader.close()
         writer.close()
-
-
-@contextlib.contextmanager
-def _control_c_like_sigterm() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    first: list[float] = []
-
-    def pass_on(*_: object) -> None:
-        if not first:
-            first.append(time.monotonic())
-            signal.raise_signal(signal.SIGTERM)
-        elif time.monotonic() - first[0] > _ONE_REQUEST_SECONDS:
-            os._exit(128 + signal.SIGINT)
-
-    signal.signal(signal.SIGINT, pass_on)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -365,6 +365,20 @@ def test_a_checkpoint_that_is_not_there_is_named(
         checkpoints.restore_params(tmp_path / "none" / "5", make_state().params, small_run)
 
 
+def test_a_process_that_is_lost_while_all_save_is_no_problem_of_the_disk(
+    saved: Path, make_state: MakeState, small_run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo: connection closed by peer")
+
+    before = contents(saved)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", fail)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="closed by peer"):
+        checkpoints.save(saved, random_state(make_state, 9), small_run, PROGRESS)
+    assert contents(saved) == before
+
+
 def test_an_interrupted_save_leaves_nothing(
     saved: Path, make_state: MakeState, small_run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,15 @@ def test_jax_own_settings_come_first(folder: Path, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_jax_own_variables_are_heeded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "jax_compilation_cache_max_size"
+    jax.config.update(name, 12_345)  # as JAX does where it finds the variable
+    monkeypatch.setenv(name.upper(), "12345")
+    compiled.keep()
+    assert getattr(jax.config, DIRECTORY) == str(folder)
+    assert getattr(jax.config, name) == 12_345
+
+
 @pytest.mark.parametrize(
     ("version", "is_kept"),
     [((0, 7, 2), True), ((0, 8, 3), False), ((0, 10, 1), False), ((0, 10, 2), True)],

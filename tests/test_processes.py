@@ -20,7 +20,7 @@ from cvae_jax import checkpoints, processes
 from cvae_jax.config import RunConfig
 from cvae_jax.models import CVAE
 from cvae_jax.training import init_state
-from cvae_jax.types import ConfigError, Splits, TrainState
+from cvae_jax.types import ConfigError, PartedError, Splits, TrainState, UserError
 from cvae_jax.workdir import read_config
 from tests.conftest import assert_trees_equal
 from tests.test_idx import write_directory
@@ -169,6 +169,61 @@ def test_an_address_that_is_no_good_is_told_in_a_line(monkeypatch: pytest.Monkey
         processes.joined("a..b:1234", 2, 0),
     ):
         pass
+
+
+WAITING = """
+import sys
+from cvae_jax import processes
+with processes.joined(sys.argv[1], 2, 0):
+    pass
+"""
+
+
+def test_control_c_ends_a_process_that_waits_for_the_others() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", WAITING, address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("waiting for all processes")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(timeout=20) == -signal.SIGINT
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "out of memory; try a smaller --batch-size"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no"), "out of memory; try a smaller"),
+        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo"), r"another one is gone \(UNKNOWN: Gloo\)"),
+        (UserError("the disk is full"), "the disk is full"),
+        (KeyError("name"), "a mistake in cvae_jax: 'name'"),
+    ],
+)
+def test_whatever_fails_parts_a_process_from_the_others_at_once(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "in_cluster", lambda: True)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
+    with pytest.raises(PartedError, match=told), processes.joined(None, None, None):
+        raise error
+
+
+@pytest.mark.parametrize(("index", "order"), [(0, "all work all"), (1, "all all work")])
+def test_the_first_process_works_alone_once_all_are_connected(
+    index: int, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(processes, "_wait_for_all", lambda: done.append("all"))
+    with processes.first_alone():
+        done.append("work")
+    assert " ".join(done) == order
 
 
 def test_one_process_alone_agrees_with_itself() -> None:

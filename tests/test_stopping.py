@@ -50,25 +50,42 @@ def test_another_thread_has_no_signals_and_does_not_ask_for_them() -> None:
 
 
 WAITING = """
-import threading
+import hashlib, signal, sys
+import jax
 from cvae_jax import stopping
+if sys.argv[1] == "several":
+    jax.process_count = lambda: 2
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # JAX takes it, when processes have joined
 with stopping.watch() as requested:
     print("ready", flush=True)
-    threading.Event().wait()  # in C, as compiling or waiting for a device: no handler runs
+    # A minute or two in C, as when compiling or waiting for a device: no handler runs.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)
 """
 
 
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("processes", "first", "second"),
+    [
+        ("one", signal.SIGTERM, signal.SIGINT),
+        ("one", signal.SIGTERM, signal.SIGTERM),
+        ("several", signal.SIGINT, signal.SIGINT),
+    ],
+)
+def test_a_second_signal_ends_the_process_at_once(
+    processes: str, first: signal.Signals, second: signal.Signals
+) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITING, processes],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(first)
         assert process.stderr.readline() == "\n"
-        assert "SIGTERM: saving" in process.stderr.readline()
+        assert f"{first.name}: saving" in process.stderr.readline()
         process.send_signal(second)  # at once: it belongs to the first
         time.sleep(2 * stopping._ONE_REQUEST_SECONDS)
         assert process.poll() is None
@@ -99,13 +116,17 @@ with stopping.watch() as requested:
     for dispatch in range(600):
         if requested():
             print("stopped after", dispatch, flush=True)
+            print(requested(), file=sys.stderr)
             break
         time.sleep(0.05 if index else 0.02)  # one is slower than the other
 jax.distributed.shutdown()
 """
 
 
-def test_several_processes_stop_after_the_same_dispatch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_several_processes_stop_after_the_same_dispatch(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -125,7 +146,9 @@ def test_several_processes_stop_after_the_same_dispatch(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)
-    processes[1].send_signal(signal.SIGTERM)  # to one of the two alone
+    processes[1].send_signal(number)  # to one of the two alone
     outputs = [process.communicate(timeout=60) for process in processes]
     assert outputs[0][0].startswith("stopped after"), outputs
     assert outputs[0][0] == outputs[1][0]
+    told = [error.splitlines()[-1] for _, error in outputs]
+    assert told == [str(int(signal.SIGTERM)), str(int(number))]
