@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from cvae_jax.types import UserError
 
 # Else the first of them that uses JAX takes three quarters of an accelerator's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.2")
+
+KEEP_NOTHING = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+"""For the environment of a command that is to compile whatever earlier ones have compiled."""
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PATIENCE_S = 5
@@ -144,19 +148,49 @@ def run_python(arguments: Sequence[str], **environ: str) -> float:
     Raises:
         UserError: it failed.
     """
+    started = time.perf_counter()
+    with _start_python(arguments, environ) as process:
+        _, errors = process.communicate()
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise _failed(arguments, errors)
+    return seconds
+
+
+def run_python_until(pattern: bytes, arguments: Sequence[str], **environ: str) -> float:
+    """Run Python likewise until its error output has a pattern, then kill it; give the seconds.
+
+    Raises:
+        UserError: it ended before.
+    """
+    started = time.perf_counter()
+    errors = b""
+    with _start_python(arguments, environ) as process:
+        assert process.stderr is not None
+        while not re.search(pattern, errors):
+            new = os.read(process.stderr.fileno(), 65536)
+            if not new:
+                raise _failed(arguments, errors)
+            errors += new
+        seconds = time.perf_counter() - started
+        process.kill()
+    return seconds
+
+
+def _start_python(arguments: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     # No window, whatever the machine has: what is drawn goes into a file. And all have the fonts
     # that Matplotlib has found, wherever the rest is kept.
-    drawing = {"MPLBACKEND": "agg", "MPLCONFIGDIR": matplotlib.get_cachedir()}
-    started = time.perf_counter()
-    ended = subprocess.run(
+    common = {"MPLBACKEND": "agg", "MPLCONFIGDIR": matplotlib.get_cachedir()}
+    common["PYTHONPATH"] = str(_ROOT)  # however the package is installed
+    return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=_ROOT,
-        env=os.environ | drawing | environ,
-        capture_output=True,
-        text=True,
+        env={**os.environ, **common, **environ},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
-    seconds = time.perf_counter() - started
-    if ended.returncode:
-        last_line = (ended.stderr.strip() or "no message").splitlines()[-1]
-        raise UserError(f"{' '.join(arguments[:2])} failed: {last_line}")
-    return seconds
+
+
+def _failed(arguments: Sequence[str], errors: bytes) -> UserError:
+    last_line = (errors.decode(errors="replace").strip() or "no message").splitlines()[-1]
+    return UserError(f"{' '.join(arguments[:2])} failed: {last_line}")

@@ -45,7 +45,7 @@ _FIELDS = dict(zip(SWEEPS, Size._fields, strict=True))
 
 @dataclasses.dataclass(frozen=True)
 class Options(report.Options):
-    """Measure the time and the memory of a training step over a hundredfold range of sizes."""
+    """Measure the time and the memory of a training step over wide ranges of sizes."""
 
     rounds: int = 2
     """Measurements of each size, in turns."""

@@ -32,7 +32,6 @@ from cvae_jax.options import RunOptions
 from cvae_jax.programs import Programs
 from cvae_jax.types import ConfigError, UserError
 
-_ROOT = Path(__file__).resolve().parents[1]
 ALONE, COMMAND = "cvae_jax, training alone", "cvae_jax, with all files"
 COLD = "cvae_jax, the command from a cold start"
 
@@ -62,7 +61,7 @@ def run_script(num_epochs: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--epochs", str(num_epochs), "--source", "bundled", "--workdir", folder]
         arguments += ["--num-devices", "1"]
-        return contest.run_python(["scripts/train.py", *arguments], PYTHONPATH=str(_ROOT))
+        return contest.run_python(["scripts/train.py", *arguments], **contest.KEEP_NOTHING)
 
 
 def time_original() -> float | None:

@@ -18,6 +18,7 @@ from benchmarks import (
     report,
     sampling_speed,
     scaling,
+    start_up,
     streaming,
     training_speed,
 )
@@ -48,6 +49,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "precision": precision,
     "streaming": streaming,
     "scaling": scaling,
+    "start_up": start_up,
     "sampling_speed": sampling_speed,
 }
 

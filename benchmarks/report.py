@@ -17,6 +17,7 @@ from cvae_jax.types import ConfigError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS, ORIGINAL = "cvae_jax", "PyTorch, the original"
+NOTHING_KEPT = "cvae_jax, nothing kept"
 
 Result = Mapping[str, Any]
 """What a benchmark measured, and on what; a JSON file holds it."""

@@ -1,7 +1,7 @@
 """All that we claim about speed, with one command: `python benchmarks/run.py`.
 
 Runs the benchmarks one after another, each in a process of its own, and writes RESULTS.md and
-README's table from what they found; about half an hour on two cores. The results of a GPU
+README's table from what they found; twenty minutes on two cores. The results of a GPU
 or a TPU stand beside the CPU's.
 """
 
