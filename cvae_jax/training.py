@@ -88,10 +88,13 @@ def train_steps(
     entries, make_batch = in_turn(examples, order)
     one_step = partial(train_step, model=model, optimizer=optimizer, binarize_key=binarize_key)
 
-    def step(state: TrainState, entry: Any) -> tuple[TrainState, LossSums]:
-        return one_step(state, key, make_batch(entry))
+    def step(state: TrainState, entry: Any) -> tuple[TrainState, jax.Array]:
+        state, sums = one_step(state, key, make_batch(entry))
+        # One array of them: on a GPU three would be three copies, and cut the step's graph in two.
+        return state, jnp.stack(sums)
 
-    return jax.lax.scan(step, state, entries)
+    state, sums = jax.lax.scan(step, state, entries)
+    return state, LossSums(*sums.T)
 
 
 def is_finite(state: TrainState) -> jax.Array:
