@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -142,8 +143,10 @@ def read_only(folder: Path) -> Iterator[None]:
         raise PermissionError("no file system can be mounted")
     try:
         # It is refused while a file is open for writing there, which is soon over.
-        if not any(_mount("-o", "remount,bind,ro", folder) for _ in range(100)):
-            raise PermissionError("no file system can be made read-only")
+        end = time.monotonic() + 20
+        while not _mount("-o", "remount,bind,ro", folder):
+            if time.monotonic() > end:
+                raise PermissionError("no file system can be made read-only")
         yield
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)

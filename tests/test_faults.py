@@ -229,7 +229,8 @@ def test_a_disk_that_fills_up_while_it_saves_costs_that_checkpoint_and_no_more(
 def test_a_disk_that_becomes_read_only_is_told_in_a_line(
     disk: Path, arguments: tuple[object, ...]
 ) -> None:
-    trainer = faults.Trainer(disk / "run", arguments)
+    # So long a run that it does not end before there is a moment in which it writes nothing.
+    trainer = faults.Trainer(disk / "run", (*arguments, "--epochs", 1000))
     started = start_and_wait(trainer)
     with fault_files.read_only(trainer.folder):
         assert_failed_cleanly(started, trainer.folder)
