@@ -73,14 +73,13 @@ def find_judge(splits: Splits, fingerprint: str, track: Track) -> Params:
 
 def make_judge(splits: Splits, track: Track) -> Params:
     """Train the judge of a data set, always from the same seed."""
-    with jax.default_matmul_precision("highest"):
-        return train_judge(
-            make_key(_SEED, Purpose.JUDGE),
-            put_on_device(splits.train),
-            image_shape=splits.image_shape,
-            num_classes=splits.num_classes,
-            track=track,
-        )
+    return train_judge(
+        make_key(_SEED, Purpose.JUDGE),
+        put_on_device(splits.train),
+        image_shape=splits.image_shape,
+        num_classes=splits.num_classes,
+        track=track,
+    )
 
 
 def write(path: Path, params: Params, fingerprint: str) -> None:

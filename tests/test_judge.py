@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -47,6 +49,25 @@ def test_it_learns_from_its_training_set_and_from_the_key_alone(stripes: Dataset
     leaves = [jax.tree.leaves(params) for params in trained]
     assert all((one == other).all() for one, other in zip(*leaves[:2], strict=True))
     assert any((one != other).any() for one, other in zip(*leaves[1:], strict=True))
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_judges_in_the_precision_that_is_asked_for_and_trains_in_the_default_one(
+    stripes: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precisions = []
+    apply = judge.judge
+
+    def spy(*arguments: Any) -> judge.Verdict:
+        precisions.append(jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
+        return apply(*arguments)
+
+    monkeypatch.setattr(judge, "judge", spy)
+    on_device, key = put_on_device(stripes), jax.random.key(0)
+    with jax.default_matmul_precision("highest"):
+        params = judge.train_judge(key, on_device, image_shape=SHAPE, num_classes=2)
+        judge.judge_all(params, on_device, SHAPE, 2)
+    assert precisions == ["default", "highest"]
 
 
 @pytest.mark.parametrize("at_a_time", [1, 7, 300, 1000])

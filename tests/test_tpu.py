@@ -15,7 +15,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from cvae_jax import evaluation, sampling, sharding, training
+from cvae_jax import evaluation, judge, sampling, sharding, training
 from cvae_jax.batches import epoch_order
 from cvae_jax.config import ModelConfig
 from cvae_jax.models import CVAE
@@ -121,3 +121,17 @@ def test_everything_else_that_a_run_does_compiles_for_colab(
     test_set = shapes(partial(images, 10_000))
     evaluate = partial(evaluation.evaluate, model=MODEL)
     compile_for(mesh, evaluate, params, key, test_set, rows=[rows])
+
+
+def test_what_an_evaluation_does_compiles_for_colab(make_mesh: Callable[[str], Mesh]) -> None:
+    mesh, key = make_mesh("v5e:1x1"), shapes(partial(jax.random.key, 0))
+    image, label = jnp.zeros((100, 28, 28, 1)), jnp.zeros((100,), jnp.int32)
+    params = shapes(partial(training.init_state, model=MODEL, optimizer=OPTIMIZER), key).params
+    judge_params = shapes(partial(judge.init_judge, image_shape=(28, 28, 1), num_classes=10), key)
+    likelihood = partial(
+        evaluation.importance_log_likelihood, model=MODEL, num_samples=5000, chunk_size=500
+    )
+    with jax.default_matmul_precision("highest"):
+        keys = shapes(lambda: jax.random.split(jax.random.key(0), 100))
+        compile_for(mesh, likelihood, params, keys, image, label)
+        compile_for(mesh, partial(judge.judge, num_classes=10), judge_params, image)
