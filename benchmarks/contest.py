@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -138,6 +139,13 @@ def compete(
         return take_turns(contestants, rounds), losses
 
 
+def free_address() -> str:
+    """Give an address of this machine, host:port, at which nobody listens yet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 def run_python(arguments: Sequence[str], **environ: str) -> float:
     """Run Python with these arguments in the root of the repository; give the seconds it took.
 
@@ -180,8 +188,11 @@ def run_python_until(pattern: bytes, arguments: Sequence[str], **environ: str) -
 def _start_python(arguments: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     # No window, whatever the machine has: what is drawn goes into a file. And all have the fonts
     # that Matplotlib has found, wherever the rest is kept.
-    common = {"MPLBACKEND": "agg", "MPLCONFIGDIR": matplotlib.get_cachedir()}
-    common["PYTHONPATH"] = str(_ROOT)  # however the package is installed
+    common = {
+        "MPLBACKEND": "agg",
+        "MPLCONFIGDIR": matplotlib.get_cachedir(),
+        "PYTHONPATH": str(_ROOT),  # however the package is installed
+    }
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=_ROOT,

@@ -7,7 +7,6 @@ which is how a CPU is used by default. Each measurement has processes of its own
 
 import dataclasses
 import os
-import socket
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 
 sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is installed
 
-from benchmarks import environment, plots, report
+from benchmarks import contest, environment, plots, report
 from benchmarks.report import Claim, Result
 from cvae_jax import cli
 
@@ -83,9 +82,7 @@ def measure(setup: Setup, index: int, address: str) -> dict[int, float]:
 
 def measure_together(setup: Setup) -> dict[int, float]:
     """Measure a setup in processes of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = contest.free_address()
     with ProcessPoolExecutor(setup.num_processes, mp_context=get_context("spawn")) as pool:
         sent = [pool.submit(measure, setup, i, address) for i in range(setup.num_processes)]
         first, *_ = [one.result() for one in sent]

@@ -10,15 +10,17 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
 import pytest
 from hypothesis import settings
 
-from cvae_jax.batches import put_on_device
+from cvae_jax.batches import epoch_order, put_on_device
 from cvae_jax.config import ModelConfig, RunConfig, TrainConfig
 from cvae_jax.data import load_dataset
 from cvae_jax.models import CVAE, init_params
@@ -115,3 +117,31 @@ def assert_trees_equal(left: object, right: object) -> None:
     assert jax.tree.structure(left) == jax.tree.structure(right)  # type: ignore[operator]
     for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def patched_script(module: str, **values: object) -> str:
+    """Make code for `python -c` that runs the script named after it with other values in a module.
+
+    Args:
+        module: of `cvae_jax`.
+        values: by their names in it.
+    """
+    patches = "; ".join(f"{module}.{name} = {value!r}" for name, value in values.items())
+    return (
+        f"import runpy, sys; from cvae_jax import {module}; {patches}; "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+
+
+def epoch_shapes(model: CVAE, optimizer: optax.GradientTransformation, batch_size: int) -> Any:
+    """Give the shapes of what an epoch of all MNIST takes: state, key, data set and order."""
+    key = jax.random.key(0)
+    order = partial(epoch_order, num_examples=60_000, batch_size=batch_size)
+    return (
+        jax.eval_shape(partial(init_state, model=model, optimizer=optimizer), key),
+        jax.eval_shape(lambda: key),
+        jax.eval_shape(
+            lambda: Dataset(jnp.zeros((60_000, 784), jnp.uint8), jnp.zeros((60_000,), jnp.int32))
+        ),
+        jax.eval_shape(order, key, 0),
+    )

@@ -29,7 +29,7 @@ from cvae_jax.options import EvaluateOptions, RunOptions
 from cvae_jax.programs import build_programs
 from cvae_jax.types import CheckpointError, ConfigError, DataError, Dataset, Progress, UserError
 from tests import fault_files
-from tests.conftest import NUM_DEVICES
+from tests.conftest import NUM_DEVICES, patched_script
 from tests.test_files import contents, mounted
 from tests.test_idx import write_directory
 
@@ -292,10 +292,7 @@ def test_products_are_of_whole_float32_numbers(
 
 
 # The script itself, with a judge that is trained for a minute less.
-START = (
-    "import runpy, sys; from cvae_jax import judge; judge._FEWEST_STEPS = 20; judge._EPOCHS = 0; "
-    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
+START = patched_script("judge", _FEWEST_STEPS=20, _EPOCHS=0)
 
 
 def test_the_command_evaluates_and_shows_how_far_it_is(trained: Path) -> None:

@@ -16,21 +16,19 @@ import jax
 import optax
 import pytest
 
+from benchmarks.contest import free_address
 from cvae_jax import checkpoints, processes
 from cvae_jax.config import RunConfig
 from cvae_jax.models import CVAE
 from cvae_jax.training import init_state
 from cvae_jax.types import ConfigError, PartedError, Splits, TrainState, UserError
 from cvae_jax.workdir import read_config
-from tests.conftest import assert_trees_equal
+from tests.conftest import assert_trees_equal, patched_script
 from tests.test_idx import write_directory
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
 # A lost process is noticed by its silence; here that takes ten seconds in place of a minute.
-START = (
-    "import runpy, sys; from cvae_jax import processes; processes._HEARTBEAT_SECONDS = 10; "
-    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
+START = patched_script("processes", _HEARTBEAT_SECONDS=10)
 EPOCHS = 12
 
 
@@ -39,9 +37,7 @@ class Together:
 
     def __init__(self, folder: Path, arguments: list[object], *, of_second: tuple[str, ...] = ()):
         folder.mkdir(exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = free_address()
         self.workdir = folder / "run"
         self.logs = [folder / f"{index}.log" for index in range(2)]
         self.processes = []
@@ -180,9 +176,7 @@ with processes.joined(sys.argv[1], 2, 0):
 
 
 def test_control_c_ends_a_process_that_waits_for_the_others() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     command = [sys.executable, "-c", WAITING, address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -16,8 +16,8 @@ from cvae_jax.batches import epoch_order, put_on_device
 from cvae_jax.config import Binarize, ModelConfig, RunConfig
 from cvae_jax.models import CVAE
 from cvae_jax.programs import Programs, build_programs
-from cvae_jax.types import ConfigError, Dataset, LossSums, Splits, TrainState
-from tests.conftest import NUM_DEVICES
+from cvae_jax.types import ConfigError, LossSums, Splits, TrainState
+from tests.conftest import NUM_DEVICES, epoch_shapes
 
 
 def train_epoch(programs: Programs) -> tuple[TrainState, LossSums, list[LossSums], jax.Array]:
@@ -87,15 +87,7 @@ def test_an_epoch_on_eight_devices_lowers_for_accelerators(platform: str, precis
         in_shardings=(on_all, on_all, on_all, divided),
         out_shardings=on_all,
     )
-    key = jax.random.key(0)
-    exported = export.export(program, platforms=[platform])(
-        jax.eval_shape(partial(training.init_state, key, model, optimizer)),
-        jax.eval_shape(lambda: key),
-        jax.eval_shape(
-            lambda: Dataset(jnp.zeros((60_000, 784), jnp.uint8), jnp.zeros((60_000,), jnp.int32))
-        ),
-        jax.eval_shape(partial(epoch_order, num_examples=60_000, batch_size=128), key, 0),
-    )
+    exported = export.export(program, platforms=[platform])(*epoch_shapes(model, optimizer, 128))
     assert exported.platforms == (platform,)
     assert exported.nr_devices == NUM_DEVICES
     module = exported.mlir_module()

@@ -1,6 +1,5 @@
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.contest import free_address
 from cvae_jax import stopping
 
 
@@ -127,9 +127,7 @@ jax.distributed.shutdown()
 def test_several_processes_stop_after_the_same_dispatch(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)
     processes = [

@@ -20,6 +20,7 @@ from cvae_jax.batches import epoch_order
 from cvae_jax.config import ModelConfig
 from cvae_jax.models import CVAE
 from cvae_jax.types import Dataset
+from tests.conftest import epoch_shapes
 
 pytest.importorskip("libtpu", reason="it comes with the extra `tpu`")
 
@@ -47,14 +48,6 @@ def make_mesh(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Mesh]:
         return Mesh(np.array(devices), sharding.make_mesh(1).axis_names)
 
     return make
-
-
-def shapes(function: Callable[..., Any], *arguments: Any) -> Any:
-    return jax.eval_shape(function, *arguments)
-
-
-def images(number: int) -> Dataset:
-    return Dataset(jnp.zeros((number, 784), jnp.uint8), jnp.zeros((number,), jnp.int32))
 
 
 def compile_for(mesh: Mesh, program: Callable[..., Any], *arguments: Any, rows: Any = ()) -> str:
@@ -90,16 +83,9 @@ def test_an_epoch_compiles_for_a_slice_and_asks_nothing_of_its_hosts(
 ) -> None:
     mesh = make_mesh(slice_name)
     model = CVAE(MODEL.config, precision=precision)
-    key = shapes(partial(jax.random.key, 0))
-    order = partial(epoch_order, num_examples=60_000, batch_size=batch_size)
-    text = compile_for(
-        mesh,
-        partial(training.train_steps, model=model, optimizer=OPTIMIZER),
-        shapes(partial(training.init_state, model=MODEL, optimizer=OPTIMIZER), key),
-        key,
-        shapes(partial(images, 60_000)),
-        rows=[shapes(order, key, 0)],
-    )
+    *arguments, order = epoch_shapes(model, OPTIMIZER, batch_size)
+    program = partial(training.train_steps, model=model, optimizer=OPTIMIZER)
+    text = compile_for(mesh, program, *arguments, rows=[order])
     assert " while(" in text
     assert not [word for word in HOST_TRANSFERS if word in text]
     # In bfloat16 the gradients and the sums of the loss differ in type.
@@ -111,27 +97,29 @@ def test_an_epoch_compiles_for_a_slice_and_asks_nothing_of_its_hosts(
 def test_everything_else_that_a_run_does_compiles_for_colab(
     make_mesh: Callable[[str], Mesh],
 ) -> None:
-    mesh, key = make_mesh("v5e:1x1"), shapes(partial(jax.random.key, 0))
+    mesh = make_mesh("v5e:1x1")
+    state, key, *_ = epoch_shapes(MODEL, OPTIMIZER, 128)
     init = partial(training.init_state, model=MODEL, optimizer=OPTIMIZER)
-    params = shapes(init, key).params
     rows, labels = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((10, 1024), (64,)))
     compile_for(mesh, init, key)
     compile_for(mesh, partial(epoch_order, num_examples=60_000, batch_size=128), key, 0)
-    compile_for(mesh, partial(sampling.sample, model=MODEL), params, key, labels, labels)
-    test_set = shapes(partial(images, 10_000))
+    compile_for(mesh, partial(sampling.sample, model=MODEL), state.params, key, labels, labels)
+    test_set = Dataset(jnp.zeros((10_000, 784), jnp.uint8), jnp.zeros((10_000,), jnp.int32))
     evaluate = partial(evaluation.evaluate, model=MODEL)
-    compile_for(mesh, evaluate, params, key, test_set, rows=[rows])
+    compile_for(mesh, evaluate, state.params, key, test_set, rows=[rows])
 
 
 def test_what_an_evaluation_does_compiles_for_colab(make_mesh: Callable[[str], Mesh]) -> None:
-    mesh, key = make_mesh("v5e:1x1"), shapes(partial(jax.random.key, 0))
+    mesh = make_mesh("v5e:1x1")
+    state, key, *_ = epoch_shapes(MODEL, OPTIMIZER, 128)
     image, label = jnp.zeros((100, 28, 28, 1)), jnp.zeros((100,), jnp.int32)
-    params = shapes(partial(training.init_state, model=MODEL, optimizer=OPTIMIZER), key).params
-    judge_params = shapes(partial(judge.init_judge, image_shape=(28, 28, 1), num_classes=10), key)
+    judge_params = jax.eval_shape(
+        partial(judge.init_judge, image_shape=(28, 28, 1), num_classes=10), key
+    )
     likelihood = partial(
         evaluation.importance_log_likelihood, model=MODEL, num_samples=5000, chunk_size=500
     )
     with jax.default_matmul_precision("highest"):
-        keys = shapes(lambda: jax.random.split(jax.random.key(0), 100))
-        compile_for(mesh, likelihood, params, keys, image, label)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 100))
+        compile_for(mesh, likelihood, state.params, keys, image, label)
         compile_for(mesh, partial(judge.judge, num_classes=10), judge_params, image)
