@@ -1,4 +1,4 @@
-"""Taking turns: each contestant in a process of its own, which sits idle while others run."""
+"""Contestants that take turns, each in a process of its own that is idle while others run."""
 
 import contextlib
 import os
@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 import matplotlib
 
-from cvae_jax import cli
-from cvae_jax.types import UserError
+from cvae_jax.commands.cli import one_line_errors
+from cvae_jax.errors import UserError
 
-# Else the first of them that uses JAX takes three quarters of an accelerator's memory.
+# Without it, the first of them that uses JAX takes three quarters of an accelerator's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.2")
 
 KEEP_NOTHING = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-"""For the environment of a command that is to compile whatever earlier ones have compiled."""
+"""The environment of a command that compiles everything anew."""
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PATIENCE_S = 5
@@ -40,7 +40,7 @@ Work = Callable[[], Timed]
 
 
 def timed(train_epoch: Callable[[], float | None]) -> Work:
-    """Time a function on the wall clock; what it gives is the loss."""
+    """Return the work of calling a function, which returns a loss, timed on the wall clock."""
 
     def work() -> Timed:
         started = time.perf_counter()
@@ -51,9 +51,9 @@ def timed(train_epoch: Callable[[], float | None]) -> Work:
 
 
 def serve(prepare: Callable[[], Work], connection: Connection) -> None:
-    """Do the work once each time a message comes, and answer with what it took."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
-    with cli.one_line_errors(), contextlib.suppress(EOFError):
+    """Do the work once for each message that comes, and send back its time and loss."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and ends this process
+    with one_line_errors(), contextlib.suppress(EOFError):
         work = prepare()
         while True:
             connection.recv()
@@ -67,12 +67,12 @@ def contestant(
     """Start a process for one contestant, and end it on leaving.
 
     Args:
-        name: what to call it in an error.
-        prepare: makes its work, in that process.
+        name: of the contestant, for errors.
+        prepare: prepares its work, in that process.
         losses: each piece of work adds its loss, if it has one.
 
     Yields:
-        A function that has the work done over there and gives its seconds.
+        A function that has the work done once in that process, and returns its seconds.
     """
     context = get_context("spawn")
     here, there = context.Pipe()
@@ -93,19 +93,22 @@ def contestant(
     try:
         yield have_done
     finally:
-        here.close()  # which ends one that is idle
+        here.close()  # ends an idle process
         process.join(_PATIENCE_S)
         process.terminate()
         process.join()
 
 
 def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Measure one after the other, again and again, so that a change of the machine meets all.
+    """Measure all sides in turns, so that a change of the machine's speed affects all of them.
 
     Args:
-        sides: each does its work once and gives the seconds it took. It is called once more
-            beforehand, uncounted, to compile and to fill caches.
+        sides: each does its work once and returns its seconds. It is called once more at the
+            start, uncounted, to compile and to fill caches.
         rounds: calls of each that count.
+
+    Returns:
+        The seconds of each round, by the name of the side.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
@@ -124,11 +127,11 @@ def compete(
     """Start a process for each side and let them take turns.
 
     Args:
-        sides: makes the work of each, in its process.
+        sides: prepares the work of each, in its process.
         rounds: pieces of work of each that count.
 
     Returns:
-        The seconds of each side, and the losses of all it trained, the warm-up included.
+        The seconds of each side, and the losses of all that it trained, the warm-up included.
     """
     losses: dict[str, list[float]] = {name: [] for name in sides}
     with contextlib.ExitStack() as stack:
@@ -140,18 +143,18 @@ def compete(
 
 
 def free_address() -> str:
-    """Give an address of this machine, host:port, at which nobody listens yet."""
+    """Return an address of this machine, host:port, at which nobody listens yet."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def run_python(arguments: Sequence[str], **environ: str) -> float:
-    """Run Python with these arguments in the root of the repository; give the seconds it took.
+    """Run Python with these arguments in the root of the repository; return its seconds.
 
     Args:
         arguments: the script's path and its own arguments.
-        environ: more variables of its environment.
+        **environ: more variables of its environment.
 
     Raises:
         UserError: it failed.
@@ -166,7 +169,10 @@ def run_python(arguments: Sequence[str], **environ: str) -> float:
 
 
 def run_python_until(pattern: bytes, arguments: Sequence[str], **environ: str) -> float:
-    """Run Python likewise until its error output has a pattern, then kill it; give the seconds.
+    """Run Python likewise until its error output matches a pattern, then kill it.
+
+    Returns:
+        The seconds from its start to the match.
 
     Raises:
         UserError: it ended before.
@@ -186,8 +192,8 @@ def run_python_until(pattern: bytes, arguments: Sequence[str], **environ: str) -
 
 
 def _start_python(arguments: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    # No window, whatever the machine has: what is drawn goes into a file. And all have the fonts
-    # that Matplotlib has found, wherever the rest is kept.
+    # Pictures go into files, so no window is opened. Matplotlib's list of fonts is shared, wherever
+    # the other caches are.
     common = {
         "MPLBACKEND": "agg",
         "MPLCONFIGDIR": matplotlib.get_cachedir(),

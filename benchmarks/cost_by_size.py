@@ -1,13 +1,13 @@
 """Time and memory of a training step against the size of the model, the batch and the data.
 
-`python benchmarks/cost_by_size.py`, three minutes on two cores. One size grows at a time, from the
-original's; each measurement has a process of its own. Larger data sets are MNIST repeated.
+`python benchmarks/cost_by_size.py`, three minutes on two cores. One size grows at a time, from that
+of the original; each measurement has a process of its own. Larger data sets are MNIST repeated.
 """
 
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -20,15 +20,14 @@ sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is
 
 from benchmarks import environment, plots, report
 from benchmarks.report import Claim, Result
-from cvae_jax import cli
-from cvae_jax.types import UserError
+from cvae_jax.errors import UserError
 
 _STEPS_CPU, _STEPS_ACCELERATOR = 4, 256  # of one dispatch
-_LEAST_SECONDS = 0.5  # of dispatches that count, after the first of all
+_LEAST_SECONDS = 0.5  # of the dispatches that count; the first does not
 
 
 class Size(NamedTuple):
-    """What is trained."""
+    """The sizes of a training."""
 
     hidden_dim: int = 600
     batch_size: int = 128
@@ -51,49 +50,50 @@ class Options(report.Options):
     """Measurements of each size, in turns."""
 
 
-def measure(size: Size) -> dict[str, Any]:
+def measure_size(size: Size) -> dict[str, Any]:
     """Train some steps of one size in this process.
 
     Returns:
         Seconds of a step, with its share of an epoch's shuffling; bytes of the data set on the
-        device, of all else that lies there, and of what XLA says that a dispatch takes.
+        device, of all other arrays there, and of a dispatch according to XLA.
 
     Raises:
-        UserError: the data set lies on the device more than once, or not in bytes.
+        UserError: the data set is on the device more than once, or not in bytes.
     """
     import jax
     import numpy as np
     import optax
 
-    from cvae_jax.batches import epoch_order, put_on_device
     from cvae_jax.config import ModelConfig
-    from cvae_jax.data import load_dataset
-    from cvae_jax.models import CVAE
-    from cvae_jax.training import init_state, train_steps
-    from cvae_jax.types import Dataset
+    from cvae_jax.data.batches import epoch_order, put_on_device
+    from cvae_jax.data.dataset import Dataset
+    from cvae_jax.data.sources import load_dataset
+    from cvae_jax.models import build_model
+    from cvae_jax.training.step import init_state, train_steps
 
     image, label = (np.asarray(array) for array in load_dataset(source="bundled").train)
     index = np.arange(size.num_images) % len(label)
     dataset = put_on_device(Dataset(image[index], label[index]))
-    model, optimizer = CVAE(ModelConfig((28, 28, 1), 10, size.hidden_dim)), optax.adam(1e-3)
+    config = ModelConfig(image_shape=(28, 28, 1), num_classes=10, hidden_dim=size.hidden_dim)
+    model, optimizer = build_model(config), optax.adam(1e-3)
     state = init_state(jax.random.key(0), model, optimizer)
     order = jax.jit(partial(epoch_order, num_examples=size.num_images, batch_size=size.batch_size))
     shuffle_key, noise_key = jax.random.split(jax.random.key(1))
 
-    jax.block_until_ready(order(shuffle_key, 0))
+    jax.block_until_ready(order(key=shuffle_key, epoch=0))
     started = time.perf_counter()
-    rows = jax.block_until_ready(order(shuffle_key, 1))
+    rows = jax.block_until_ready(order(key=shuffle_key, epoch=1))
     shuffle_seconds = (time.perf_counter() - started) / len(rows)
     num_steps = _STEPS_CPU if jax.default_backend() == "cpu" else _STEPS_ACCELERATOR
     rows = jax.numpy.tile(rows, (-(-num_steps // len(rows)), 1))[:num_steps]
 
     bound = partial(train_steps, model=model, optimizer=optimizer)
-    train = jax.jit(bound, donate_argnums=0).lower(state, noise_key, dataset, rows).compile()
-    state, _ = jax.block_until_ready(train(state, noise_key, dataset, rows))
+    train = jax.jit(bound, donate_argnums=0).lower(state, dataset, rows, noise_key).compile()
+    state, _ = jax.block_until_ready(train(state, dataset, rows, noise_key))
     seconds: list[float] = []
     while sum(seconds) < _LEAST_SECONDS:
         started = time.perf_counter()
-        state, _ = jax.block_until_ready(train(state, noise_key, dataset, rows))
+        state, _ = jax.block_until_ready(train(state, dataset, rows, noise_key))
         seconds.append(time.perf_counter() - started)
 
     live = jax.live_arrays()
@@ -102,9 +102,7 @@ def measure(size: Size) -> dict[str, Any]:
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves((state, dataset.label, rows)))
     memory: Any = train.memory_analysis()
     if in_bytes != [image[0].size * size.num_images] or others > needed + 1e6:
-        raise UserError(
-            f"the data set of {size} lies on the device more than once, or not in bytes"
-        )
+        raise UserError(f"the data set of {size} is on the device more than once, or not in bytes")
     return {
         "seconds_per_step": min(seconds) / num_steps + shuffle_seconds,
         "dataset_bytes": sum(in_bytes),
@@ -117,33 +115,19 @@ def measure(size: Size) -> dict[str, Any]:
     }
 
 
-def measure_in_turns(rounds: int) -> Iterator[dict[str, Any]]:
-    """Measure all sizes, again and again, each time in a process of its own."""
-    seconds: dict[Size, list[float]] = {size: [] for sizes in SWEEPS.values() for size in sizes}
-    for turn in range(1, rounds + 1):
-        print(f"round {turn}/{rounds}", flush=True)
-        for size in seconds:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                found = pool.submit(measure, size).result()
-            seconds[size].append(found["seconds_per_step"])
-            print(f"  {size}: {1000 * seconds[size][-1]:.2f} ms a step", flush=True)
-            if turn == rounds:
-                yield {"size": size._asdict(), **found, "seconds_per_step": seconds[size]}
-
-
 def _milliseconds(found: Result) -> float:
-    """Take the fastest round: sizes are not measured close enough to each other for ratios."""
+    """Return the fastest round; sizes are measured too far apart for ratios of one round."""
     return 1000 * min(found["seconds_per_step"])
 
 
 def _megabytes(found: Result) -> float:
-    """Add up all that lies on the device while a step runs, at most."""
+    """Return the most memory that a step needs on the device."""
     kept = found["argument_bytes"] + found["output_bytes"] - found["alias_bytes"]
     return (kept + found["temporary_bytes"]) / 1e6
 
 
 def _sweep(result: Result, name: str) -> list[tuple[int, Result]]:
-    """Give what was measured along one sweep, by the size that grows."""
+    """Return the measurements of one sweep, each with the size that grows."""
     original = Size()._asdict()
     field = _FIELDS[name]
     rest = original.keys() - {field}
@@ -154,8 +138,27 @@ def _sweep(result: Result, name: str) -> list[tuple[int, Result]]:
     ]
 
 
+def measure(options: Options, machine: Result) -> Result:
+    """Measure all sizes in turns, each time in a process of its own."""
+    seconds: dict[Size, list[float]] = {size: [] for sizes in SWEEPS.values() for size in sizes}
+    for turn in range(1, options.rounds + 1):
+        print(f"round {turn}/{options.rounds}", flush=True)
+        latest = {}
+        for size in seconds:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                latest[size] = pool.submit(measure_size, size).result()
+            seconds[size].append(latest[size]["seconds_per_step"])
+            print(f"  {size}: {1000 * seconds[size][-1]:.2f} ms a step", flush=True)
+    return {
+        "sizes": [
+            {"size": size._asdict(), **found, "seconds_per_step": seconds[size]}
+            for size, found in latest.items()
+        ]
+    }
+
+
 def show(result: Result) -> str:
-    """Make the table."""
+    """Return the table."""
     rows = [
         [
             f"{value:,} {name}",
@@ -173,7 +176,7 @@ def show(result: Result) -> str:
 
 
 def draw(result: Result) -> Figure:
-    """Make the picture."""
+    """Draw the picture."""
 
     def curve(name: str, cost: Callable[[Result], float]) -> plots.Curve:
         sweep = _sweep(result, name)
@@ -185,7 +188,7 @@ def draw(result: Result) -> Figure:
 
 
 def claims(result: Result) -> list[Claim]:
-    """Make the rows of README's table."""
+    """Return the rows of the summary."""
     rows = []
     for name in SWEEPS:
         (small, first), *_, (large, last) = _sweep(result, name)
@@ -201,14 +204,5 @@ def claims(result: Result) -> list[Claim]:
     return rows
 
 
-def main() -> None:
-    """Parse the arguments, measure, print and write the result."""
-    with cli.one_line_errors():
-        options = cli.parse(Options)
-        machine = environment.describe()
-        measured = {"sizes": list(measure_in_turns(options.rounds))}
-        report.publish("cost_by_size", measured, machine, options.out, show=show, draw=draw)
-
-
 if __name__ == "__main__":
-    main()
+    report.run("cost_by_size", Options, measure, show=show, draw=draw)

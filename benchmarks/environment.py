@@ -1,4 +1,4 @@
-"""What a benchmark ran on: the hardware, the versions, and whether PyTorch is there at all."""
+"""The hardware and the versions that a benchmark ran on, and whether PyTorch is installed."""
 
 import importlib.util
 import os
@@ -11,17 +11,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from cvae_jax.types import UserError
+from cvae_jax.errors import UserError
 
 _PACKAGES = ("cvae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch")
 
 
 def require_torch() -> None:
-    """Check that PyTorch is installed, without importing it.
-
-    Raises:
-        UserError: it is not; the message says how to install it.
-    """
+    """Raise `UserError` where PyTorch is not installed; it is not imported."""
     if not _has_torch():
         raise UserError(
             "the benchmarks need PyTorch to compare with: pip install 'cvae_jax[parity]'"
@@ -29,20 +25,20 @@ def require_torch() -> None:
 
 
 def num_threads() -> int:
-    """Count the processors that this process may use."""
+    """Return how many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def has_compiler() -> bool:
-    """Tell whether there is the C++ compiler that `torch.compile` needs."""
+    """Return whether there is a C++ compiler, which `torch.compile` needs."""
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
 def describe() -> dict[str, Any]:
-    """Describe the hardware and the versions, in values that JSON can hold."""
-    # In a process of its own, as JAX would keep an accelerator's memory from the contestants.
+    """Return the hardware and the versions, in values that JSON can hold."""
+    # In a process of its own, because JAX would occupy an accelerator that the contestants need.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         devices = pool.submit(_devices).result()
     return {
@@ -60,7 +56,7 @@ def describe() -> dict[str, Any]:
 
 
 def name(result: Mapping[str, Any]) -> str:
-    """Name the hardware of a result in a few words."""
+    """Return the hardware of a result in a few words."""
     hardware = result["hardware"]
     if hardware["platform"] == "cpu":
         return f"{hardware['cores']} cores ({hardware['cpu']})"
@@ -75,7 +71,7 @@ def _devices() -> dict[str, Any]:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     import jax
 
-    from cvae_jax import devices
+    from cvae_jax.runtime import devices
 
     found: dict[str, Any] = {
         "jax_devices": devices.describe(None),
@@ -93,7 +89,7 @@ def _devices() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         name, _, value = line.partition(":")
         if name.strip() == "model name":

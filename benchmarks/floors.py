@@ -1,4 +1,4 @@
-"""What no implementation goes below, in seconds an epoch: parts of the work, alone.
+"""Lower bounds of any implementation, in seconds an epoch: parts of the work, alone.
 
 A step of the original model has eleven matrix products: four layers forward, four gradients of
 weights, three of inputs. Each floor here is a contestant of `training_speed.py`.
@@ -18,8 +18,7 @@ from benchmarks import environment
 from benchmarks.contest import Timed, Work, timed
 from benchmarks.torch_original import default_device
 from cvae_jax.config import ModelConfig
-from cvae_jax.models import CVAE
-from cvae_jax.training import init_state
+from cvae_jax.models import build_model
 
 _BATCH_SIZE, _NUM_STEPS = 128, 469
 _LAYERS = ((794, 600), (600, 100), (60, 600), (600, 784))  # inputs and outputs of each
@@ -27,9 +26,9 @@ _REPEATS = 200
 
 
 def prepare_products() -> Work:
-    """Time each product with PyTorch, NumPy and JAX, and count the fastest of all repeats.
+    """Time each product by PyTorch, NumPy and JAX, and count the fastest of all repeats.
 
-    Its operands lie in the cache and nothing waits for its result.
+    Its operands are in the cache and nothing waits for its result.
     """
     torch.set_num_threads(environment.num_threads())
     rng = np.random.default_rng(0)
@@ -51,7 +50,7 @@ def prepare_products() -> Work:
 
 
 def _ways(left: np.ndarray, right: np.ndarray) -> list[Callable[[], object]]:
-    """Give functions that multiply two matrices, each by another library."""
+    """Return functions that multiply two matrices, each by another library."""
     device = default_device()
     tensors = [torch.from_numpy(array).to(device) for array in (left, right)]
     product = torch.empty(len(left), right.shape[1], device=device)
@@ -87,13 +86,13 @@ def _least_seconds(call: Callable[[], object]) -> float:
 
 
 def prepare_scan_of_products() -> Work:
-    """Give the same products in one compiled scan, each with what the one before it gave."""
+    """Time the same products in one compiled scan, each of the result of the one before it."""
     keys = jax.random.split(jax.random.key(0), len(_LAYERS) + 1)
     weights = [
         jax.random.normal(key, shape) / shape[0] ** 0.5
         for key, shape in zip(keys[1:], _LAYERS, strict=True)
     ]
-    # Eight batches again and again: XLA would take what is the same in all steps out of the scan.
+    # Eight batches in turn: XLA would move what is the same in all steps out of the scan.
     batches = jax.random.uniform(keys[0], (8, _BATCH_SIZE, _LAYERS[0][0]))
 
     def step(_: Any, index: jax.Array) -> tuple[list[jax.Array], None]:
@@ -115,16 +114,17 @@ def prepare_scan_of_products() -> Work:
 
 
 def prepare_scan_of_adam() -> Work:
-    """Give Adam's steps alone in one compiled scan, with a gradient that stays the same."""
+    """Time Adam's steps alone in one compiled scan, with a constant gradient."""
     optimizer = optax.adam(1e-3)
-    state = init_state(jax.random.key(0), CVAE(ModelConfig((28, 28, 1), 10)), optimizer)
+    model = build_model(ModelConfig(image_shape=(28, 28, 1), num_classes=10))
+    gradient = model.init(jax.random.key(0))
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         params, opt_state = carry
-        updates, opt_state = optimizer.update(state.params, opt_state)
+        updates, opt_state = optimizer.update(gradient, opt_state)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    carry = (state.params, state.opt_state)
+    carry = (gradient, optimizer.init(gradient))
     return _timed(jax.jit(lambda: jax.lax.scan(step, carry, None, length=_NUM_STEPS)[0]))
 
 

@@ -1,13 +1,13 @@
-"""Seconds for the whole of a training on MNIST, once it is compiled, and what all files add to it.
+"""Seconds of a whole training on MNIST, once it is compiled, and the time that its files add.
 
 `python benchmarks/long_run.py`: 100 epochs on an accelerator, in a minute or two besides the
-original's epoch; ten epochs on a CPU, in three minutes on two cores. Timed are
+original's epoch; ten epochs on a CPU, in three minutes on two cores. It times
 
-- training alone: every step of it, and its losses fetched;
-- the real command, from the data set on the device to the last checkpoint: `experiment.train`
-  with its test losses, grids, curves, log and checkpoints, given functions that are compiled;
+- training alone: every step, and the losses fetched;
+- the command from the moment its data are on the device to the last checkpoint: `loop.train` with
+  its test losses, grids, curves, log and checkpoints, given functions that are compiled;
 - `scripts/train.py` from its start to its end, imports and compilation included;
-- an epoch of the original's loop on the same device, after one that warms it up.
+- an epoch of the original's loop on the same device, after one that does not count.
 """
 
 import contextlib
@@ -26,11 +26,10 @@ sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is
 from benchmarks import contest, environment, ours, plots, report
 from benchmarks.report import Claim, Result
 from benchmarks.training_speed import prepare_original
-from cvae_jax import cli
-from cvae_jax.config import TrainConfig
-from cvae_jax.options import RunOptions
-from cvae_jax.programs import Programs
-from cvae_jax.types import ConfigError, UserError
+from cvae_jax.config import DataOptions, DeviceOptions, RunOptions, TrainConfig, require_count
+from cvae_jax.errors import UserError
+from cvae_jax.training import loop
+from cvae_jax.training.programs import Programs
 
 ALONE, COMMAND = "cvae_jax, training alone", "cvae_jax, with all files"
 COLD = "cvae_jax, the command from a cold start"
@@ -43,17 +42,16 @@ class Options(report.Options):
     rounds: int = 2
     """Runs of each that count."""
     epochs: int | None = None
-    """Epochs of a run. Left out: 100, on a CPU 10."""
+    """Epochs of a run. Default: 100, on a CPU 10."""
 
     def __post_init__(self) -> None:
-        """Check what is this benchmark's own too."""
         super().__post_init__()
-        if self.epochs is not None and self.epochs < 1:
-            raise ConfigError(f"--epochs {self.epochs} can't be used; choose 1 or more")
+        if self.epochs is not None:
+            require_count("epochs", self.epochs)
 
 
 def run_script(num_epochs: int) -> float:
-    """Run scripts/train.py in a process of its own; give the seconds from start to end.
+    """Run scripts/train.py in a process of its own; return the seconds from start to end.
 
     Raises:
         UserError: it failed.
@@ -65,7 +63,7 @@ def run_script(num_epochs: int) -> float:
 
 
 def time_original() -> float | None:
-    """Give the seconds of an epoch of the original; None without PyTorch."""
+    """Return the seconds of an epoch of the original; None without PyTorch."""
     with contextlib.suppress(UserError):
         environment.require_torch()
         with contest.contestant(report.ORIGINAL, prepare_original, []) as train_epoch:
@@ -75,7 +73,7 @@ def time_original() -> float | None:
 
 
 def time_alone(programs: Programs, num_epochs: int) -> float:
-    """Train from new weights; give the seconds."""
+    """Train from new weights; return the seconds."""
     state = programs.init()
     started = time.perf_counter()
     ours.train(programs, state, num_epochs)
@@ -83,13 +81,11 @@ def time_alone(programs: Programs, num_epochs: int) -> float:
 
 
 def time_command(programs: Programs, num_epochs: int) -> float:
-    """Do what the command does from the moment its data lie on the device; give the seconds.
+    """Run the command; return its seconds from the moment its data are on the device.
 
     Raises:
         UserError: a file can't be written.
     """
-    from cvae_jax import experiment
-
     started = 0.0
 
     def build(*_: object) -> Programs:
@@ -99,19 +95,39 @@ def time_command(programs: Programs, num_epochs: int) -> float:
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(experiment, "build_programs", build),
+        mock.patch.object(loop, "build_programs", build),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):
-        options = RunOptions(
-            epochs=num_epochs, workdir=Path(folder), source="bundled", num_devices=1
-        )
-        experiment.train(TrainConfig(), options)
+        options = RunOptions(epochs=num_epochs, workdir=Path(folder))
+        data, spread = DataOptions(source="bundled"), DeviceOptions(num_devices=1)
+        loop.train(TrainConfig(), options, data, spread)
         return time.perf_counter() - started
 
 
+def measure(options: Options, machine: Result) -> Result:
+    """Let training alone and the command take turns; run the other two once."""
+    on_cpu = machine["hardware"]["platform"] == "cpu"
+    num_epochs = options.epochs or (10 if on_cpu else 100)
+    # Before JAX starts in this process, because most accelerators serve one process at a time.
+    print("scripts/train.py, and the original", flush=True)
+    cold = run_script(num_epochs)
+    original = time_original()
+
+    programs = ours.load()
+    sides = {
+        ALONE: lambda: time_alone(programs, num_epochs),
+        COMMAND: lambda: time_command(programs, num_epochs),
+    }
+    seconds = contest.take_turns(sides, options.rounds)
+    seconds[COLD] = [cold]
+    if original is not None:
+        seconds[f"{report.ORIGINAL}, {num_epochs} x one epoch"] = [num_epochs * original]
+    return {"epochs": num_epochs, "seconds": seconds}
+
+
 def show(result: Result) -> str:
-    """Make the table."""
+    """Return the table."""
     seconds = result["seconds"]
     rows = [[name, str(report.spread(values))] for name, values in seconds.items()]
     rows.append(["with all files / training alone", str(_share_of_files(result))])
@@ -119,9 +135,9 @@ def show(result: Result) -> str:
 
 
 def draw(result: Result) -> Figure:
-    """Make the picture."""
+    """Draw the picture."""
     title = f"{result['epochs']} epochs of MNIST on {environment.name(result)}"
-    # The original takes hundreds of times as long on a GPU: beside its bar ours would be lines.
+    # The original takes hundreds of times as long on a GPU, where its bar would hide ours.
     bars = {name: values for name, values in result["seconds"].items() if name != _original(result)}
     if original := _original(result):
         title += f"\n({original}: {report.seconds_of(result['seconds'][original])})"
@@ -129,7 +145,7 @@ def draw(result: Result) -> Figure:
 
 
 def claims(result: Result) -> list[Claim]:
-    """Make the rows of README's table."""
+    """Return the rows of the summary."""
     seconds = result["seconds"]
     alone = seconds[ALONE]
     what = f"{result['epochs']} epochs once compiled"
@@ -160,30 +176,5 @@ def _share_of_files(result: Result) -> report.Spread:
     return report.ratios(result["seconds"][COMMAND], result["seconds"][ALONE])
 
 
-def main() -> None:
-    """Parse the arguments, take turns, print and write the result."""
-    with cli.one_line_errors():
-        options = cli.parse(Options)
-        machine = environment.describe()
-        on_cpu = machine["hardware"]["platform"] == "cpu"
-        num_epochs = options.epochs or (10 if on_cpu else 100)
-        # Before JAX starts in this process, as most accelerators serve one at a time.
-        print("scripts/train.py, and the original", flush=True)
-        cold = run_script(num_epochs)
-        original = time_original()
-
-        programs = ours.load()
-        sides = {
-            ALONE: lambda: time_alone(programs, num_epochs),
-            COMMAND: lambda: time_command(programs, num_epochs),
-        }
-        seconds = contest.take_turns(sides, options.rounds)
-        seconds[COLD] = [cold]
-        if original is not None:
-            seconds[f"{report.ORIGINAL}, {num_epochs} x one epoch"] = [num_epochs * original]
-        measured = {"epochs": num_epochs, "seconds": seconds}
-        report.publish("long_run", measured, machine, options.out, show=show, draw=draw)
-
-
 if __name__ == "__main__":
-    main()
+    report.run("long_run", Options, measure, show=show, draw=draw)

@@ -1,14 +1,18 @@
-"""Training by this package, as `experiment` dispatches it, with nothing beside it."""
+"""Training by this package, dispatched as `training.loop` does it, and nothing beside it."""
+
+from collections.abc import Iterable
+from functools import reduce
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks.contest import Work, timed
-from cvae_jax import data
 from cvae_jax.config import RunConfig, TrainConfig
-from cvae_jax.programs import Programs, behind, build_programs, dispatch_epochs
-from cvae_jax.types import TrainState
+from cvae_jax.data.sources import load_dataset
+from cvae_jax.storage.history import LossSums, Progress, add_sums
+from cvae_jax.training.programs import Programs, behind, build_programs, dispatch_epochs
+from cvae_jax.training.step import TrainState
 
 
 def load(
@@ -16,14 +20,14 @@ def load(
     mesh: Mesh | None = None,
     data_memory: float | None = None,
 ) -> Programs:
-    """Bind the functions of a run to MNIST, of the default one where nothing else is said.
+    """Return the functions of a run on MNIST.
 
     Args:
-        config: the settings.
-        mesh: as for `build_programs`, and so is `data_memory`.
-        data_memory: bytes on a device that images may take.
+        config: the settings; None for the defaults.
+        mesh: as in `build_programs`.
+        data_memory: as in `build_programs`.
     """
-    splits = data.load_dataset(source="bundled")
+    splits = load_dataset(source="bundled")
     run = RunConfig(
         config or TrainConfig(), splits.image_shape, splits.num_classes, splits.fingerprint()
     )
@@ -34,31 +38,33 @@ def train(programs: Programs, state: TrainState, num_epochs: int) -> tuple[Train
     """Train up to an epoch, without tests, copies and files.
 
     Returns:
-        The state, all of it there, and the mean loss on the way to it, in nats per image.
+        The state, once it is computed, and the mean loss on the way to it, in nats per image.
     """
-    untested = programs._replace(test=lambda params: [])
     sent = dispatch_epochs(
-        untested,
+        programs._replace(test=lambda params: []),
         state,
         num_epochs,
-        is_kept=lambda epoch: False,
+        is_saved=lambda epoch: False,
+        is_drawn=lambda epoch: False,
         is_stopped=lambda: False,
         label=np.zeros(0, np.int32),
-        is_drawn=lambda epoch: False,
     )
     fetched = []
     for dispatch in behind(sent, programs.num_ahead):  # the device works while one is read
         fetched.append(jax.device_get(dispatch.train))
         state = dispatch.state
     jax.block_until_ready(state)
-    reconstruction, kl, num_examples = (
-        np.concatenate(sums).sum() for sums in zip(*fetched, strict=True)
-    )
-    return state, float((reconstruction + kl) / num_examples)
+    return state, mean_loss(fetched)
+
+
+def mean_loss(sums: Iterable[LossSums]) -> float:
+    """Return the mean loss of some steps in nats per image."""
+    total = reduce(add_sums, sums, Progress())
+    return (total.reconstruction + total.kl) / total.num_examples
 
 
 def prepare_epoch(data_memory: float | None = None) -> Work:
-    """Give a function that trains one epoch further at each call; as for `load`."""
+    """Return work that trains one epoch further each time; `data_memory` is as in `load`."""
     programs = load(data_memory=data_memory)
     state, epoch = programs.init(), 0
 

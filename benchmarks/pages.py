@@ -1,7 +1,7 @@
-"""RESULTS.md and README's table, drawn from the JSON files; the prose around them is by hand.
+"""The tables of RESULTS.md, from the JSON files; the text around them is by hand.
 
-What stands between `<!-- name -->` and `<!-- end -->` is made here. A new benchmark is a module
-with `show`, `draw` and `claims`, a line in BENCHMARKS, and a pair of marks in RESULTS.md.
+The lines between `<!-- name -->` and `<!-- end -->` are replaced. A new benchmark is a module with
+`show`, `draw` and `claims`, a line in BENCHMARKS, and a pair of marks in RESULTS.md.
 """
 
 from collections.abc import Mapping
@@ -23,23 +23,22 @@ from benchmarks import (
     training_speed,
 )
 from benchmarks.report import Claim, Result
-from cvae_jax.types import UserError
+from cvae_jax.errors import UserError
 
-_ROOT = Path(__file__).resolve().parents[1]
-PAGE, README = _ROOT / "benchmarks" / "RESULTS.md", _ROOT / "README.md"
+PAGE = Path(__file__).resolve().parent / "RESULTS.md"
 
 
 class Benchmark(Protocol):
-    """What the page asks of a benchmark's module; its script is `<name>.py`."""
+    """The functions of a benchmark's module; its script is `<name>.py`."""
 
     def show(self, result: Result, /) -> str:
-        """Make the table, in Markdown."""
+        """Return the table, in Markdown."""
 
     def draw(self, result: Result, /) -> Figure:
-        """Make the picture."""
+        """Draw the picture."""
 
     def claims(self, result: Result, /) -> list[Claim]:
-        """Make the rows of README's table."""
+        """Return the rows of the summary."""
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -54,11 +53,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 
 
-def contents(results: Path = report.RESULTS) -> dict[Path, str]:
-    """Make the whole text of both pages anew from the results.
+def contents(results: Path = report.RESULTS) -> str:
+    """Return the whole text of the page, with the tables of these results.
 
     Raises:
-        UserError: a mark is missing in one of them.
+        UserError: a mark is missing.
     """
     found = {name: report.read(name, results) for name in BENCHMARKS}
     blocks = {
@@ -72,14 +71,11 @@ def contents(results: Path = report.RESULTS) -> dict[Path, str]:
         for claim in BENCHMARKS[name].claims(result)
     ]
     header = ["what", "cvae_jax", "beside it", "ratio", "on"]
-    return {
-        PAGE: fill(PAGE, blocks),
-        README: fill(README, {"results": report.table(header, rows)}),
-    }
+    return fill(PAGE, {"summary": report.table(header, rows), **blocks})
 
 
 def fill(page: Path, blocks: Mapping[str, str]) -> str:
-    """Give a page with its blocks replaced.
+    """Return the text of a page with its blocks replaced.
 
     Raises:
         UserError: a mark is missing.

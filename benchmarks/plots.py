@@ -1,4 +1,4 @@
-"""Pictures of what the benchmarks found."""
+"""Pictures of the results of the benchmarks."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -24,8 +24,8 @@ def bars(
 
     Args:
         seconds: of each side, by its name.
-        title: the line over the figure.
-        label: what the seconds are of.
+        title: of the figure.
+        label: of the axis of the seconds.
         floors: likewise, for the lines.
     """
     floors = floors or {}
@@ -92,11 +92,11 @@ class Curve(NamedTuple):
 
 
 def panels(rows: Mapping[str, Mapping[str, Curve]], title: str) -> Figure:
-    """Draw costs against sizes, both logarithmic, each beside a cost in proportion to the size.
+    """Draw costs against sizes, both logarithmic, with a line of costs in proportion to the size.
 
     Args:
-        rows: what each row of panels measures, then the panels by the name of their sizes.
-        title: the line over the figure.
+        rows: the rows of panels by the name of their cost, each by the name of the size.
+        title: of the figure.
     """
     num_columns = max(len(row) for row in rows.values())
     size = (3.6 * num_columns, 0.6 + 2.7 * len(rows))

@@ -1,14 +1,13 @@
 """What matrix products and activations in bfloat16 cost in nats, and gain in time.
 
 `python benchmarks/precision.py`, seven minutes on two cores: the default run in both precisions,
-epoch by epoch in turns, each tested in float32. A CPU has to emulate bfloat16.
+epoch by epoch in turns, each tested in float32. A CPU emulates bfloat16.
 """
 
 import dataclasses
 import statistics
 import sys
 import time
-from functools import reduce
 from pathlib import Path
 from typing import get_args
 
@@ -18,11 +17,9 @@ sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is
 
 from benchmarks import environment, plots, report
 from benchmarks.report import Claim, Result
-from cvae_jax import cli
-from cvae_jax.config import Precision, TrainConfig
-from cvae_jax.types import ConfigError, Progress
+from cvae_jax.config import Precision, TrainConfig, require_count
 
-_LAST = 10  # epochs whose mean is compared, as the test loss moves by 0.1 from one to the next
+_LAST = 10  # epochs whose mean is compared; the test loss varies by 0.1 from one to the next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,44 +30,38 @@ class Options(report.Options):
     """Epochs of each."""
 
     def __post_init__(self) -> None:
-        """Check what is this benchmark's own too."""
         super().__post_init__()
-        if self.rounds < _LAST:
-            raise ConfigError(f"--rounds {self.rounds} can't be used; choose {_LAST} or more")
+        require_count("rounds", self.rounds, least=_LAST)
 
 
-def train(num_epochs: int) -> Result:
-    """Train in turns; give the test losses in nats per image, and the seconds of each epoch."""
-    import jax
-
+def measure(options: Options, machine: Result) -> Result:
+    """Train in turns; return the test losses in nats per image, and the seconds of each epoch."""
     from benchmarks import ours
-    from cvae_jax.progress import add_sums
 
     names: tuple[Precision, ...] = get_args(Precision)
     programs = {name: ours.load(TrainConfig(precision=name)) for name in names}
     states = {name: one.init() for name, one in programs.items()}
     losses: dict[str, list[float]] = {name: [] for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for epoch in range(1, num_epochs + 1):
+    for epoch in range(1, options.rounds + 1):
         for name, one in programs.items():
             started = time.perf_counter()
             states[name], _ = ours.train(one, states[name], epoch)
             seconds[name].append(time.perf_counter() - started)
-            sums = reduce(add_sums, jax.device_get(one.test(states[name].params)), Progress())
-            losses[name].append((sums.reconstruction + sums.kl) / sums.num_examples)
+            losses[name].append(ours.mean_loss(one.test(states[name].params)))
         latest = ", ".join(f"{name} {values[-1]:.2f}" for name, values in losses.items())
-        print(f"epoch {epoch}/{num_epochs}: test loss {latest}", flush=True)
-    # The first epoch compiles.
+        print(f"epoch {epoch}/{options.rounds}: test loss {latest}", flush=True)
+    # Without the seconds of the first epoch, which compiles.
     return {"losses": losses, "seconds": {name: values[1:] for name, values in seconds.items()}}
 
 
 def _last(result: Result) -> dict[str, float]:
-    """Give the mean test loss of the last epochs."""
+    """Return the mean test loss of the last epochs."""
     return {name: statistics.mean(values[-_LAST:]) for name, values in result["losses"].items()}
 
 
 def show(result: Result) -> str:
-    """Make the table."""
+    """Return the table."""
     last = _last(result)
     rows = [
         [name, f"{last[name]:.2f}", str(report.spread(values))]
@@ -81,13 +72,13 @@ def show(result: Result) -> str:
 
 
 def draw(result: Result) -> Figure:
-    """Make the picture."""
+    """Draw the picture."""
     title = f"Test loss by the type of the matrix products, {environment.name(result)}"
     return plots.curves(result["losses"], title, "epoch", "nats per image")
 
 
 def claims(result: Result) -> list[Claim]:
-    """Make the rows of README's table."""
+    """Return the rows of the summary."""
     last, seconds = _last(result), result["seconds"]
     epochs = len(result["losses"]["float32"])
     ratio = report.ratios(seconds["bfloat16"], seconds["float32"])
@@ -101,14 +92,5 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-def main() -> None:
-    """Parse the arguments, take turns, print and write the result."""
-    with cli.one_line_errors():
-        options = cli.parse(Options)
-        machine = environment.describe()
-        measured = train(options.rounds)
-        report.publish("precision", measured, machine, options.out, show=show, draw=draw)
-
-
 if __name__ == "__main__":
-    main()
+    report.run("precision", Options, measure, show=show, draw=draw)

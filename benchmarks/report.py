@@ -1,4 +1,4 @@
-"""What the benchmarks share: where results lie, what is written, and how figures are put."""
+"""The shared parts of the benchmarks: options, results and their files, and text of figures."""
 
 import dataclasses
 import json
@@ -8,19 +8,21 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from matplotlib.figure import Figure
 
-from cvae_jax.files import whole_file
-from cvae_jax.types import ConfigError
+from benchmarks import environment
+from cvae_jax.commands.cli import one_line_errors
+from cvae_jax.config import require, require_count
+from cvae_jax.runtime.files import whole_file
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS, ORIGINAL = "cvae_jax", "PyTorch, the original"
 NOTHING_KEPT = "cvae_jax, nothing kept"
 
 Result = Mapping[str, Any]
-"""What a benchmark measured, and on what; a JSON file holds it."""
+"""The measurements of a benchmark, and the hardware; a JSON file holds it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +33,21 @@ class Options:
     """Measurements of each side, in turns."""
     out: Path | None = None
     """File to write (JSON), with a picture (PNG) beside it.
-    Left out: benchmarks/results; for an accelerator, a folder of its own in there."""
+    Default: in benchmarks/results; for an accelerator, in a folder of its own in there."""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ConfigError(f"--rounds {self.rounds} can't be used; choose 1 or more")
-        if self.out is not None and (self.out.suffix != ".json" or self.out.is_dir()):
-            raise ConfigError(f"--out {self.out} can't be used; choose a name that ends in .json")
+        require_count("rounds", self.rounds)
+        if self.out is not None:
+            is_file = self.out.suffix == ".json" and not self.out.is_dir()
+            require(is_file, "out", self.out, "a name that ends in .json")
+
+
+_Options = TypeVar("_Options")
+_BenchmarkOptions = TypeVar("_BenchmarkOptions", bound=Options)
 
 
 class Claim(NamedTuple):
-    """A row of the README's table, as text."""
+    """A row of the summary in RESULTS.md, as text."""
 
     what: str
     ours: str
@@ -50,58 +56,58 @@ class Claim(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Of some measurements."""
+    """The median and the range of some measurements."""
 
     median: float
     least: float
     most: float
 
     def __str__(self) -> str:
-        """Put the median, then the range if there is one."""
+        """Return the median, then the range if there is one."""
         if self.least == self.most:
             return number(self.median)
         return f"{number(self.median)} ({number(self.least)} to {number(self.most)})"
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Give the median of some measurements, and their range."""
+    """Return the median of some measurements, and their range."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def median(values: Sequence[float]) -> float:
-    """Give the median of some measurements."""
+    """Return the median of some measurements."""
     return spread(values).median
 
 
 def ratios(ones: Sequence[float], others: Sequence[float]) -> Spread:
-    """Divide pair by pair: those of one round ran one right after the other."""
+    """Divide pair by pair, because the two of one round ran one right after the other."""
     return spread([one / other for one, other in zip(ones, others, strict=True)])
 
 
 def seconds_of(values: Sequence[float]) -> str:
-    """Put the median of some measurements, in seconds."""
+    """Return the median of some measurements, in seconds, as text."""
     return f"{number(median(values))} s"
 
 
 def faster(what: str, ours: Sequence[float], name: str, others: Sequence[float]) -> Claim:
-    """Claim to be faster than another that did the same."""
+    """Return the claim of being faster than another that did the same."""
     ratio = f"{ratios(others, ours)} times faster"
     return Claim(what, seconds_of(ours), f"{name}: {seconds_of(others)}", ratio)
 
 
 def number(value: float) -> str:
-    """Put a number with three digits, or as many as stand before the point."""
+    """Return a number with three digits, or with all that stand before the point."""
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Make a table in Markdown."""
+    """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def seconds_table(seconds: Mapping[str, Sequence[float]]) -> str:
-    """Compare the seconds of all with ours, round by round."""
+    """Return a table that compares the seconds of all with ours, round by round."""
     return table(
         ["", "seconds", f"times {OURS}"],
         [
@@ -111,58 +117,64 @@ def seconds_table(seconds: Mapping[str, Sequence[float]]) -> str:
     )
 
 
-def publish(
+def parse(options: type[_Options]) -> _Options:
+    """Return the arguments of the command line as a dataclass, whose docstrings are the help."""
+    import tyro
+
+    return tyro.cli(options, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def run(
     name: str,
-    measured: Result,
-    machine: Result,
-    out: Path | None,
+    options: type[_BenchmarkOptions],
+    measure: Callable[[_BenchmarkOptions, Result], Result],
     *,
     show: Callable[[Result], str],
     draw: Callable[[Result], Figure],
 ) -> None:
-    """Write the JSON file and the picture, and print the table.
+    """Run a benchmark as a command: parse, measure, print a table, write JSON and a picture.
 
     Args:
         name: of the benchmark, and so of its files.
-        measured: what it found.
-        machine: what it ran on, from `environment.describe`.
-        out: the JSON file; None is the place for this kind of device.
-        show: makes the table.
-        draw: makes the picture.
-
-    Raises:
-        UserError: a file can't be written.
+        options: its options.
+        measure: takes the options and the machine, from `environment.describe`.
+        show: returns the table.
+        draw: draws the picture.
     """
-    arguments = shlex.join(sys.argv[1:])
-    result = {
-        "command": f"python benchmarks/{name}.py {arguments}".strip(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **_rounded(measured),
-        **machine,
-    }
-    platform = machine["hardware"]["platform"]
-    out = out or RESULTS / ("" if platform == "cpu" else platform) / f"{name}.json"
-    with whole_file(out) as file:
-        file.write((json.dumps(result, indent=2) + "\n").encode())
-    save_picture(draw(result), out)
-    print(f"\n{show(result)}\n\nwrote {out} and its picture", flush=True)
+    with one_line_errors():
+        chosen = parse(options)
+        machine = environment.describe()
+        measured = measure(chosen, machine)
+        arguments = shlex.join(sys.argv[1:])
+        result = {
+            "command": f"python benchmarks/{name}.py {arguments}".strip(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            **_rounded(measured),
+            **machine,
+        }
+        platform = machine["hardware"]["platform"]
+        out = chosen.out or RESULTS / ("" if platform == "cpu" else platform) / f"{name}.json"
+        with whole_file(out) as file:
+            file.write((json.dumps(result, indent=2) + "\n").encode())
+        save_picture(draw(result), out)
+        print(f"\n{show(result)}\n\nwrote {out} and its picture", flush=True)
 
 
 def save_picture(figure: Figure, result_file: Path) -> None:
     """Write the picture of a result beside its JSON file."""
     with whole_file(result_file.with_suffix(".png")) as file:
-        # Matplotlib's version would make each of its releases another picture.
+        # Without Matplotlib's version, equal pictures are equal files.
         figure.savefig(file, format="png", metadata={"Software": None})
 
 
 def read(name: str, results: Path = RESULTS) -> dict[Path, Result]:
-    """Read what a benchmark has written, file by file: the CPU's first, then accelerators'."""
+    """Read the results of a benchmark, by their files: the CPU's first, then accelerators'."""
     files = [results / f"{name}.json", *sorted(results.glob(f"*/{name}.json"))]
     return {file: json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()}
 
 
 def _rounded(value: Any) -> Any:
-    """Round every number in a tree to six digits, more than was measured."""
+    """Round every number in a tree to six digits, which is more than the measurements have."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):

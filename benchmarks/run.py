@@ -1,8 +1,8 @@
-"""All that we claim about speed, with one command: `python benchmarks/run.py`.
+"""All claims about speed, measured by one command: `python benchmarks/run.py`.
 
-Runs the benchmarks one after another, each in a process of its own, and writes RESULTS.md and
-README's table from what they found; twenty minutes on two cores. The results of a GPU
-or a TPU stand beside the CPU's.
+It runs the benchmarks one after another, each in a process of its own, and writes the tables of
+RESULTS.md from their results; twenty minutes on two cores. The results of a GPU or a TPU stand
+beside the CPU's.
 """
 
 import dataclasses
@@ -13,46 +13,45 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is installed
 
 from benchmarks import pages, report
-from cvae_jax import cli
-from cvae_jax.files import whole_file
-from cvae_jax.types import ConfigError, UserError
+from cvae_jax.commands.cli import one_line_errors
+from cvae_jax.config import require
+from cvae_jax.errors import UserError
+from cvae_jax.runtime.files import whole_file
 
 _FOLDER = Path(__file__).resolve().parent
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Run the benchmarks of speed and write their pages."""
+    """Run the benchmarks of speed and write their page."""
 
     only: tuple[str, ...] = ()
-    """Names of benchmarks. Left out: all."""
+    """Names of benchmarks. Default: all."""
     measure: bool = True
-    """Whether to measure; else pictures and pages are made from the results that are there."""
+    """Measure anew; else the pictures and the page are made from the results that are there."""
 
     def __post_init__(self) -> None:
         for name in self.only:
-            if name not in pages.BENCHMARKS:
-                names = ", ".join(pages.BENCHMARKS)
-                raise ConfigError(f"--only {name} can't be used; choose from {names}")
+            require(name in pages.BENCHMARKS, "only", name, f"from {', '.join(pages.BENCHMARKS)}")
 
 
 def main() -> None:
-    """Parse the arguments, run what was asked for, write the pages."""
-    with cli.one_line_errors():
-        options = cli.parse(Options)
+    """Parse the arguments, run the benchmarks, write the page."""
+    with one_line_errors():
+        options = report.parse(Options)
         for name in options.only or pages.BENCHMARKS:
             if options.measure:
                 print(f"=== {name}", flush=True)
                 command = [sys.executable, str(_FOLDER / f"{name}.py")]
                 if subprocess.run(command).returncode:
-                    raise UserError(f"{name} failed; the pages stay as they were")
+                    raise UserError(f"{name} failed; {pages.PAGE} stays as it was")
             else:
-                for file, result in report.read(name).items():
-                    report.save_picture(pages.BENCHMARKS[name].draw(result), file)
-        for page, text in pages.contents().items():
-            with whole_file(page) as opened:
-                opened.write(text.encode())
-            print(f"wrote {page}")
+                for result_file, result in report.read(name).items():
+                    report.save_picture(pages.BENCHMARKS[name].draw(result), result_file)
+        text = pages.contents()
+        with whole_file(pages.PAGE) as file:
+            file.write(text.encode())
+        print(f"wrote {pages.PAGE}")
 
 
 if __name__ == "__main__":

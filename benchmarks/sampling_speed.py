@@ -1,10 +1,10 @@
 """Seconds from the command to the picture of ten digits: this package against PyTorch.
 
-`python benchmarks/sampling_speed.py`, about two minutes. Timed is the whole process: start,
-imports, loading the checkpoint, drawing, saving the picture. Both checkpoints are made here.
+`python benchmarks/sampling_speed.py`, about two minutes. The time is that of the whole process:
+start, imports, loading the checkpoint, drawing, saving the picture. Both checkpoints are made here.
 
-The first run of each side does not count. Ours keeps what it compiled, so those that count find
-it; beside it is ours with nothing kept, which is what a first picture takes.
+The first run of each side does not count. Ours keeps the programs that it compiled, so the runs
+that count load them; ours with nothing kept stands beside it, and is the time of a first picture.
 """
 
 import dataclasses
@@ -20,7 +20,6 @@ sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is
 
 from benchmarks import contest, environment, plots, report
 from benchmarks.report import Claim, Result
-from cvae_jax import cli
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Options(report.Options):
 
 
 def prepare_ours(folder: Path) -> dict[str, Callable[[], float]]:
-    """Train for one epoch; drawing from a better model takes no other time."""
+    """Train for one epoch; drawing takes as long from a better model."""
     caches = {"XDG_CACHE_HOME": str(folder)}
     workdir = str(folder / "run")
     train = ["--epochs", "1", "--source", "bundled", "--workdir", workdir]
@@ -46,14 +45,14 @@ def prepare_ours(folder: Path) -> dict[str, Callable[[], float]]:
 
 
 def prepare_theirs(folder: Path) -> Callable[[], float]:
-    """Train for one epoch and write a checkpoint with all that the original puts there."""
+    """Train for one epoch and write a checkpoint with the same contents as the original's."""
     import numpy as np
     import torch
 
     from benchmarks import torch_original
-    from cvae_jax import data
+    from cvae_jax.data.sources import load_dataset
 
-    image, label = (np.asarray(array) for array in data.load_dataset(source="bundled").train)
+    image, label = (np.asarray(array) for array in load_dataset(source="bundled").train)
     model = torch_original.TorchCVAE()
     optimizer = torch_original.make_optimizer(model)
     torch_original.train_epoch(model, optimizer, torch_original.make_loader(image, label))
@@ -68,19 +67,33 @@ def prepare_theirs(folder: Path) -> Callable[[], float]:
     return lambda: contest.run_python(["-m", "benchmarks.torch_sample", *sample])
 
 
+def measure(options: Options, machine: Result) -> Result:
+    """Train both models, and let all sides take turns.
+
+    Raises:
+        UserError: PyTorch is not installed, or a command failed.
+    """
+    environment.require_torch()
+    with tempfile.TemporaryDirectory() as folder:
+        print("training the models of both sides", flush=True)
+        sides = prepare_ours(Path(folder))
+        sides[report.ORIGINAL] = prepare_theirs(Path(folder))
+        return {"seconds": contest.take_turns(sides, options.rounds)}
+
+
 def show(result: Result) -> str:
-    """Make the table."""
+    """Return the table."""
     return report.seconds_table(result["seconds"])
 
 
 def draw(result: Result) -> Figure:
-    """Make the picture."""
+    """Draw the picture."""
     title = f"Ten sixes from a cold start on {environment.name(result)}"
     return plots.bars(result["seconds"], title, "seconds: median, least to most")
 
 
 def claims(result: Result) -> list[Claim]:
-    """Make the rows of README's table."""
+    """Return the rows of the summary."""
     what, theirs = "ten sixes from a cold start", result["seconds"][report.ORIGINAL]
     kept, first = (result["seconds"][name] for name in (report.OURS, report.NOTHING_KEPT))
     return [
@@ -89,20 +102,5 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-def main() -> None:
-    """Parse the arguments, make the checkpoints, take turns, print and write the result."""
-    with cli.one_line_errors():
-        options = cli.parse(Options)
-        environment.require_torch()
-        machine = environment.describe()
-        with tempfile.TemporaryDirectory() as folder:
-            print("making two checkpoints", flush=True)
-            sides = prepare_ours(Path(folder))
-            sides[report.ORIGINAL] = prepare_theirs(Path(folder))
-            seconds = contest.take_turns(sides, options.rounds)
-        measured = {"seconds": seconds}
-        report.publish("sampling_speed", measured, machine, options.out, show=show, draw=draw)
-
-
 if __name__ == "__main__":
-    main()
+    report.run("sampling_speed", Options, measure, show=show, draw=draw)

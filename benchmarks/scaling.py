@@ -1,8 +1,8 @@
 """How much faster training becomes with more devices, in one process and in several.
 
-`python benchmarks/scaling.py`, eight minutes on two cores. On a CPU every device is given a core of
-its own, so that two of them are twice the hardware; beside them stands one device with all cores,
-which is how a CPU is used by default. Each measurement has processes of its own.
+`python benchmarks/scaling.py`, eight minutes on two cores. On a CPU each device has one core, so
+that two of them are twice the hardware. One device with all cores, JAX's default on a CPU, stands
+beside them. Each measurement has processes of its own.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -20,20 +20,19 @@ sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is
 
 from benchmarks import contest, environment, plots, report
 from benchmarks.report import Claim, Result
-from cvae_jax import cli
 
 BATCH_SIZES = (128, 1024, 8192)
 
 
 class Setup(NamedTuple):
-    """Devices, and who works with them."""
+    """Devices, and the processes that use them."""
 
     num_devices: int
     num_processes: int = 1
     num_cores: int | None = None  # of a CPU
 
     def __str__(self) -> str:
-        """Name it for a table."""
+        """Return its name in a table."""
         devices = f"{self.num_devices} device{'s' if self.num_devices > 1 else ''}"
         cores = ""
         if self.num_cores is not None:
@@ -50,8 +49,8 @@ class Options(report.Options):
     """Measurements of each, in turns."""
 
 
-def measure(setup: Setup, index: int, address: str) -> dict[int, float]:
-    """Train in this process, one of the setup's; give seconds a step for each size of a batch."""
+def measure_process(setup: Setup, index: int, address: str) -> dict[int, float]:
+    """Train in this process of a setup; return the seconds of a step for each batch size."""
     import jax
 
     if setup.num_cores is not None:
@@ -64,14 +63,14 @@ def measure(setup: Setup, index: int, address: str) -> dict[int, float]:
         jax.distributed.initialize(address, setup.num_processes, index)
 
     from benchmarks import ours
-    from cvae_jax import sharding
     from cvae_jax.config import TrainConfig
+    from cvae_jax.runtime import devices
 
-    mesh = sharding.make_mesh(setup.num_devices)
+    mesh = devices.make_mesh(setup.num_devices)
     found = {}
     for batch_size in BATCH_SIZES:
         programs = ours.load(TrainConfig(batch_size=batch_size), mesh)
-        state, _ = ours.train(programs, programs.init(), 1)  # which compiles
+        state, _ = ours.train(programs, programs.init(), 1)  # compiles
         started = time.perf_counter()
         ours.train(programs, state, 2)
         found[batch_size] = (time.perf_counter() - started) / programs.steps_per_epoch
@@ -84,19 +83,19 @@ def measure_together(setup: Setup) -> dict[int, float]:
     """Measure a setup in processes of its own."""
     address = contest.free_address()
     with ProcessPoolExecutor(setup.num_processes, mp_context=get_context("spawn")) as pool:
-        sent = [pool.submit(measure, setup, i, address) for i in range(setup.num_processes)]
+        sent = [pool.submit(measure_process, setup, i, address) for i in range(setup.num_processes)]
         first, *_ = [one.result() for one in sent]
         return first
 
 
 def choose_setups(machine: Result) -> list[Setup]:
-    """Say what there is to compare: one device first, then twice as many as long as there are."""
+    """Return the setups to compare: one device first, then twice as many, and so on."""
     hardware = machine["hardware"]
     if hardware["platform"] != "cpu":
         return [Setup(2**i) for i in range(hardware["num_devices"].bit_length())]
     cores = environment.num_threads()
     numbers = [2**i for i in range(1, cores.bit_length())]
-    if not hasattr(os, "sched_setaffinity"):  # no core can be given to a device
+    if not hasattr(os, "sched_setaffinity"):  # devices can't have cores of their own
         return [Setup(1)]
     return [
         Setup(1, num_cores=1),
@@ -107,7 +106,7 @@ def choose_setups(machine: Result) -> list[Setup]:
 
 
 def _efficiency(result: Result, found: Result, batch_size: str) -> report.Spread:
-    """Divide the gain over the first setup by the devices that it took, round by round."""
+    """Return the gain over the first setup, divided by the number of devices, round by round."""
     ratios = report.ratios(
         result["setups"][0]["seconds_per_step"][batch_size], found["seconds_per_step"][batch_size]
     )
@@ -118,8 +117,31 @@ def _name(found: Result) -> str:
     return str(Setup(**found["setup"]))
 
 
+def measure(options: Options, machine: Result) -> Result:
+    """Measure all setups in turns."""
+    setups = choose_setups(machine)
+    seconds: list[dict[int, list[float]]] = [{n: [] for n in BATCH_SIZES} for _ in setups]
+    for turn in range(1, options.rounds + 1):
+        print(f"round {turn}/{options.rounds}", flush=True)
+        for setup, kept in zip(setups, seconds, strict=True):
+            found = measure_together(setup)
+            for batch_size, value in found.items():
+                kept[batch_size].append(value)
+            milliseconds = ", ".join(report.number(1000 * one) for one in found.values())
+            print(f"  {setup}: {milliseconds} ms a step", flush=True)
+    return {
+        "setups": [
+            {
+                "setup": setup._asdict(),
+                "seconds_per_step": {str(size): values for size, values in kept.items()},
+            }
+            for setup, kept in zip(setups, seconds, strict=True)
+        ]
+    }
+
+
 def show(result: Result) -> str:
-    """Make the table."""
+    """Return the table."""
     rows = []
     for batch_size in map(str, BATCH_SIZES):
         for found in result["setups"]:
@@ -130,7 +152,7 @@ def show(result: Result) -> str:
 
 
 def _is_reference(result: Result, found: Result) -> bool:
-    """Tell whether this is one device with all cores, which has no other to compare with."""
+    """Return whether this is one device with all cores, which has no efficiency."""
     return found is not result["setups"][0] and found["setup"]["num_devices"] == 1
 
 
@@ -139,7 +161,7 @@ def _percent(result: Result, found: Result, batch_size: str) -> str:
 
 
 def draw(result: Result) -> Figure:
-    """Make the picture."""
+    """Draw the picture."""
     seconds = {
         f"{batch_size} images, {_name(found)}": [
             1e6 * one / int(batch_size) for one in found["seconds_per_step"][batch_size]
@@ -152,7 +174,7 @@ def draw(result: Result) -> Figure:
 
 
 def claims(result: Result) -> list[Claim]:
-    """Make the rows of README's table."""
+    """Return the rows of the summary."""
     rows = []
     first, batch_size = result["setups"][0], str(BATCH_SIZES[-1])
     for found in result["setups"][1:]:
@@ -171,32 +193,5 @@ def claims(result: Result) -> list[Claim]:
     return rows
 
 
-def main() -> None:
-    """Parse the arguments, take turns, print and write the result."""
-    with cli.one_line_errors():
-        options = cli.parse(Options)
-        machine = environment.describe()
-        setups = choose_setups(machine)
-        seconds: list[dict[int, list[float]]] = [{n: [] for n in BATCH_SIZES} for _ in setups]
-        for turn in range(1, options.rounds + 1):
-            print(f"round {turn}/{options.rounds}", flush=True)
-            for setup, kept in zip(setups, seconds, strict=True):
-                found = measure_together(setup)
-                for batch_size, value in found.items():
-                    kept[batch_size].append(value)
-                milliseconds = ", ".join(report.number(1000 * one) for one in found.values())
-                print(f"  {setup}: {milliseconds} ms a step", flush=True)
-        measured: dict[str, Any] = {
-            "setups": [
-                {
-                    "setup": setup._asdict(),
-                    "seconds_per_step": {str(size): values for size, values in kept.items()},
-                }
-                for setup, kept in zip(setups, seconds, strict=True)
-            ]
-        }
-        report.publish("scaling", measured, machine, options.out, show=show, draw=draw)
-
-
 if __name__ == "__main__":
-    main()
+    report.run("scaling", Options, measure, show=show, draw=draw)

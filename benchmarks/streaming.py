@@ -1,11 +1,11 @@
 """Seconds of a training epoch with the data set on the device, and streamed from the host.
 
-`python benchmarks/streaming.py`, a minute on two cores. MNIST takes 55 MB; the streams may have
-some of that on the device. What is learnt is the same to the bit, and so are the losses.
+`python benchmarks/streaming.py`, a minute on two cores. MNIST takes 55 MB; a stream may have less
+of it on the device at a time. The losses are the same to the bit.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +15,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is
 
 from benchmarks import contest, environment, ours, plots, report
 from benchmarks.report import Claim, Result
-from cvae_jax import cli
-from cvae_jax.types import UserError
+from cvae_jax.errors import UserError
 
 SIDES: Mapping[str, float | None] = {
     report.OURS: None,
@@ -25,19 +24,32 @@ SIDES: Mapping[str, float | None] = {
 }
 
 
+def measure(options: report.Options, machine: Result) -> Result:
+    """Let all sides take turns.
+
+    Raises:
+        UserError: their losses differ.
+    """
+    sides = {name: partial(ours.prepare_epoch, memory) for name, memory in SIDES.items()}
+    seconds, losses = contest.compete(sides, options.rounds)
+    if any(values != losses[report.OURS] for values in losses.values()):
+        raise UserError(f"streaming changed the losses: {losses}")
+    return {"seconds": seconds, "losses_with_warm_up": losses}
+
+
 def show(result: Result) -> str:
-    """Make the table."""
+    """Return the table."""
     return report.seconds_table(result["seconds"])
 
 
 def draw(result: Result) -> Figure:
-    """Make the picture."""
+    """Draw the picture."""
     title = f"The data set on the device or streamed, on {environment.name(result)}"
     return plots.bars(result["seconds"], title, "seconds an epoch: median, least to most")
 
 
 def claims(result: Result) -> list[Claim]:
-    """Make the rows of README's table."""
+    """Return the rows of the summary."""
     seconds = result["seconds"]
     resident, streamed = seconds[report.OURS], seconds["streamed, 20 MB"]
     return [
@@ -50,22 +62,5 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-def _require_same(losses: Mapping[str, Sequence[float]]) -> None:
-    if any(values != losses[report.OURS] for values in losses.values()):
-        raise UserError(f"what streams has learnt something else: {dict(losses)}")
-
-
-def main() -> None:
-    """Parse the arguments, take turns, print and write the result."""
-    with cli.one_line_errors():
-        options = cli.parse(report.Options)
-        machine = environment.describe()
-        sides = {name: partial(ours.prepare_epoch, memory) for name, memory in SIDES.items()}
-        seconds, losses = contest.compete(sides, options.rounds)
-        _require_same(losses)
-        measured = {"seconds": seconds, "losses_with_warm_up": losses}
-        report.publish("streaming", measured, machine, options.out, show=show, draw=draw)
-
-
 if __name__ == "__main__":
-    main()
+    report.run("streaming", report.Options, measure, show=show, draw=draw)

@@ -1,4 +1,4 @@
-"""Draw ten images of one digit in PyTorch, the way the original does: one at a time.
+"""Draw ten images of one digit in PyTorch, one at a time, as the original does.
 
 `sampling_speed.py` runs it from the root of the repository, as
 `python -m benchmarks.torch_sample --checkpoint model.pth --out digits.png`.
@@ -43,7 +43,7 @@ def draw(checkpoint: Path, digit: int, out: Path) -> None:
 
 
 def main() -> None:
-    """Parse the arguments (with the standard library alone: this is timed), then draw."""
+    """Parse the arguments, with the standard library alone since this is timed, and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--digit", type=int, default=6, choices=range(10))

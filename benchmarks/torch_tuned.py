@@ -1,10 +1,11 @@
 # mypy: allow-subclassing-any
-"""The same training in PyTorch, tuned by hand: what one writes who knows where its time goes.
+"""The same training in PyTorch, tuned by hand for speed.
 
 The whole data set is one tensor of bytes on the device; a batch is gathered by a permutation.
-Mean and log-variance come from one product, the loss from logits, Adam is fused, and nothing
-is fetched before the end of an epoch. Tried, and no faster on a CPU: the data set in floats,
-with its one-hot labels appended; flushing denormals; `torch.compile` with "max-autotune".
+Mean and log-variance come from one product, the loss comes from logits, Adam is fused, and nothing
+is fetched before the end of an epoch. Three changes were tried and were no faster on a CPU: the
+data set in floats, with its one-hot labels appended; flushing denormals; `torch.compile` with
+"max-autotune".
 """
 
 from functools import partial
@@ -17,17 +18,17 @@ from torch.nn import functional as F
 from benchmarks import environment
 from benchmarks.contest import Work, timed
 from benchmarks.torch_original import default_device
-from cvae_jax import data
+from cvae_jax.data.sources import load_dataset
 
 _NUM_PIXELS, _NUM_CLASSES, _HIDDEN_DIM, _LATENT_DIM = 784, 10, 600, 50
 _BATCH_SIZE = 128
 
 
 class TunedCVAE(nn.Module):
-    """The original's network with its two heads in one."""
+    """The original's network with its two heads as one layer."""
 
     def __init__(self) -> None:
-        """Make the layers, with PyTorch's own initial weights."""
+        """Create the layers, with PyTorch's own initial weights."""
         super().__init__()
         self.encoder_hidden = nn.Linear(_NUM_PIXELS + _NUM_CLASSES, _HIDDEN_DIM)
         self.encoder_moments = nn.Linear(_HIDDEN_DIM, 2 * _LATENT_DIM)
@@ -35,7 +36,7 @@ class TunedCVAE(nn.Module):
         self.decoder_logits = nn.Linear(_HIDDEN_DIM, _NUM_PIXELS)
 
     def forward(self, grey: Tensor, label: Tensor) -> Tensor:
-        """Give the loss, BCE plus KL summed over a batch, in nats.
+        """Return the loss, BCE plus KL summed over a batch, in nats.
 
         Args:
             grey: (B, D) uint8.
@@ -55,7 +56,7 @@ class TunedCVAE(nn.Module):
 def train_epoch(
     model: TunedCVAE, optimizer: torch.optim.Optimizer, image: Tensor, label: Tensor
 ) -> float:
-    """Train on every image (N, D) once, in a random order; give the mean loss per image."""
+    """Train on every image (N, D) once, in a random order; return the mean loss per image."""
     total = torch.zeros((), device=image.device)
     for rows in torch.randperm(len(image), device=image.device).split(_BATCH_SIZE):
         loss = model(image.index_select(0, rows), label.index_select(0, rows))
@@ -67,20 +68,20 @@ def train_epoch(
 
 
 def prepare_epoch(is_compiled: bool) -> Work:
-    """Give a function that trains one epoch further at each call."""
+    """Return work that trains one epoch further each time."""
     torch.manual_seed(0)
     torch.set_num_threads(environment.num_threads())
     device = default_device()
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, JAX's default there too
-    arrays = (np.asarray(array) for array in data.load_dataset(source="bundled").train)
+        torch.set_float32_matmul_precision("high")  # TF32, also JAX's default there
+    arrays = (np.asarray(array) for array in load_dataset(source="bundled").train)
     image, label = (torch.tensor(array, device=device) for array in arrays)
     model = TunedCVAE().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    # Having freed as much as this once, glibc keeps memory for the next step instead of giving it
-    # back to the system: a tenth less time and more.
+    # Once this much was freed, glibc keeps memory for the next step instead of returning it to the
+    # system: at least a tenth less time.
     torch.empty(30 * 2**20, dtype=torch.uint8)
     if is_compiled:
-        # Two shapes, the last batch being a short one; on a GPU its kernels go into one graph.
+        # Two shapes, because the last batch is short; on a GPU its kernels go into one graph.
         model.compile(dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
     return timed(partial(train_epoch, model, optimizer, image.flatten(1), label.long()))

@@ -1,7 +1,7 @@
-"""Seconds per training epoch on MNIST: this package, PyTorch, and what neither can go below.
+"""Seconds of a training epoch on MNIST: this package, PyTorch, and lower bounds of both.
 
 `python benchmarks/training_speed.py`, about three minutes on two cores. All train the same network
-on the same 60,000 images, in batches of 128; none is timed while it compiles or evaluates.
+on the same 60,000 images, in batches of 128. Compilation and tests are not timed.
 """
 
 import dataclasses
@@ -17,22 +17,21 @@ sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is
 from benchmarks import environment, ours, plots, report
 from benchmarks.contest import Work, compete, timed
 from benchmarks.report import Claim, Result
-from cvae_jax import cli
 
 TUNED, COMPILED = "PyTorch, tuned by hand", "PyTorch, tuned and compiled"
 
 
 def prepare_original() -> Work:
-    """Make the original's loader, network and optimizer, with a thread for every processor."""
+    """Prepare the original's loader, network and optimizer, with a thread for every processor."""
     import numpy as np
     import torch
 
     from benchmarks import torch_original
-    from cvae_jax import data
+    from cvae_jax.data.sources import load_dataset
 
     torch.manual_seed(0)
     torch.set_num_threads(environment.num_threads())
-    image, label = (np.asarray(array) for array in data.load_dataset(source="bundled").train)
+    image, label = (np.asarray(array) for array in load_dataset(source="bundled").train)
     loader = torch_original.make_loader(image, label)
     model = torch_original.TorchCVAE().to(torch_original.default_device())
     optimizer = torch_original.make_optimizer(model)
@@ -40,14 +39,14 @@ def prepare_original() -> Work:
 
 
 def prepare_tuned(is_compiled: bool) -> Work:
-    """Import PyTorch in that process alone."""
+    """Prepare the tuned training; only the process that calls this imports PyTorch."""
     from benchmarks import torch_tuned
 
     return torch_tuned.prepare_epoch(is_compiled)
 
 
 def prepare_floor(name: str) -> Work:
-    """Likewise, for one of `floors`."""
+    """Prepare one of `floors`, likewise."""
     from benchmarks import floors
 
     return getattr(floors, f"prepare_{name}")()
@@ -72,27 +71,46 @@ class Options(report.Options):
 
 
 def best_tuned(result: Result) -> str:
-    """Name the faster one of those that were tuned by hand."""
+    """Return the name of the faster one of those that are tuned by hand."""
     return min(
         (name for name in (TUNED, COMPILED) if name in result["seconds"]),
         key=lambda name: report.median(result["seconds"][name]),
     )
 
 
+def measure(options: Options, machine: Result) -> Result:
+    """Let all sides take turns.
+
+    Raises:
+        UserError: PyTorch is not installed.
+    """
+    environment.require_torch()
+    sides = SIDES | FLOORS
+    if not environment.has_compiler():
+        print(f"without a C++ compiler (g++), there is no {COMPILED}")
+        del sides[COMPILED]
+    seconds, losses = compete(sides, options.rounds)
+    return {
+        "seconds": {name: values for name, values in seconds.items() if name in SIDES},
+        "floors": {name: values for name, values in seconds.items() if name in FLOORS},
+        "losses_with_warm_up": {name: values for name, values in losses.items() if values},
+    }
+
+
 def show(result: Result) -> str:
-    """Make the table."""
+    """Return the table."""
     return report.seconds_table({**result["seconds"], **result["floors"]})
 
 
 def draw(result: Result) -> Figure:
-    """Make the picture."""
+    """Draw the picture."""
     title = f"A training epoch of MNIST on {environment.name(result)}"
     label = "seconds: median, least to most; dashed: parts of the work, alone"
     return plots.bars(result["seconds"], title, label, floors=result["floors"])
 
 
 def claims(result: Result) -> list[Claim]:
-    """Make the rows of README's table."""
+    """Return the rows of the summary."""
     seconds = result["seconds"]
     return [
         report.faster("a training epoch", seconds[report.OURS], name, seconds[name])
@@ -100,24 +118,5 @@ def claims(result: Result) -> list[Claim]:
     ]
 
 
-def main() -> None:
-    """Parse the arguments, take turns, print and write the result."""
-    with cli.one_line_errors():
-        options = cli.parse(Options)
-        environment.require_torch()
-        machine = environment.describe()
-        sides = SIDES | FLOORS
-        if not environment.has_compiler():
-            print(f"without a C++ compiler (g++), there is no {COMPILED}")
-            del sides[COMPILED]
-        seconds, losses = compete(sides, options.rounds)
-        measured = {
-            "seconds": {name: values for name, values in seconds.items() if name in SIDES},
-            "floors": {name: values for name, values in seconds.items() if name in FLOORS},
-            "losses_with_warm_up": {name: values for name, values in losses.items() if values},
-        }
-        report.publish("training_speed", measured, machine, options.out, show=show, draw=draw)
-
-
 if __name__ == "__main__":
-    main()
+    report.run("training_speed", Options, measure, show=show, draw=draw)

@@ -1,8 +1,42 @@
 """A conditional variational autoencoder in JAX that draws the digit you ask for.
 
-Nothing is imported here, so that `import cvae_jax` costs nothing: take what you need from
-its modules, for example `from cvae_jax import data, models, training`. The map of the
-package is docs/architecture.md.
+    import cvae_jax
+    model = cvae_jax.train("mnist", epochs=3)
+    sixes = model.sample(6)
+
+Names are imported at their first use, so that `import cvae_jax` takes no time.
 """
 
-__version__ = "0.2.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.3.0"
+
+if TYPE_CHECKING:
+    from cvae_jax.api import TrainedModel as TrainedModel
+    from cvae_jax.api import load as load
+    from cvae_jax.api import train as train
+    from cvae_jax.data.sources import load_dataset as load_dataset
+    from cvae_jax.models import build_model as build_model
+    from cvae_jax.training.step import train_step as train_step
+
+_HOMES = {
+    "TrainedModel": "api",
+    "load": "api",
+    "train": "api",
+    "load_dataset": "data.sources",
+    "build_model": "models",
+    "train_step": "training.step",
+}
+
+__all__ = ["TrainedModel", "build_model", "load", "load_dataset", "train", "train_step"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"cvae_jax.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

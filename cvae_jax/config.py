@@ -1,27 +1,31 @@
-"""The settings that decide what comes out: each with its default, its meaning and its bounds, once.
+"""Every setting of a run: its default, its meaning and its bounds.
 
-Those that decide where from, where to and how far are in `options`. The scripts make their command
-lines from these classes: the text under a field is its `--help`. A value out of bounds raises
-`ConfigError` when the object is made.
+The command line is made from these classes: the text under a field is its `--help`. A value out of
+bounds raises `ConfigError` when the object is made. This module does not import JAX, so that
+`--help` and a bad argument's error come at once.
 """
 
 import dataclasses
 import reprlib
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cvae_jax.types import ConfigError
+from cvae_jax.errors import ConfigError
 
 Binarize = Literal["none", "dynamic"]
+ModelName = Literal["mlp"]
 Precision = Literal["float32", "bfloat16"]
+Source = Literal["auto", "bundled", "tfds", "idx"]
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_COUNT = 2**31 - 1
-LARGEST_DIM = 65_536  # of anything that is an axis of the model's arrays
-SMALLEST_RATE, LARGEST_RATE = 1e-30, 1e30  # float32 holds what lies between
+LARGEST_DIM = 65_536  # of any axis of the model's arrays
+SMALLEST_RATE, LARGEST_RATE = 1e-30, 1e30  # within the range of float32
+SMALLEST_MEMORY, LARGEST_MEMORY = 1e-9, 1e9  # GB
 
 
 def require(condition: bool, option: str, value: Any, allowed: str) -> None:
-    """Raise `ConfigError` where a condition on an option's value does not hold."""
+    """Raise `ConfigError` unless a condition on an option's value holds."""
     if not condition:
         raise ConfigError(f"--{option} {value} can't be used; choose {allowed}")
 
@@ -32,68 +36,154 @@ def require_count(option: str, value: int, least: int = 1, most: int = LARGEST_C
 
 
 @dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How far to train, and where the results go."""
+
+    epochs: int = 100
+    """Train up to this epoch. A workdir with fewer goes on from its newest checkpoint."""
+    workdir: Path | None = None
+    """Folder of all results. Default: runs/<dataset>."""
+    sample_every: int = 10
+    """Epochs between two sample grids; the last epoch always draws one."""
+    checkpoint_every: int = 10
+    """Epochs between two checkpoints; the last epoch always saves one."""
+    quiet: bool = False
+    """Print warnings and errors only."""
+
+    def __post_init__(self) -> None:
+        require_count("epochs", self.epochs)
+        require_count("sample-every", self.sample_every)
+        require_count("checkpoint-every", self.checkpoint_every)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """What is trained. Equal settings on equal data give equal results."""
+    """What to train. Equal settings on equal data give equal results."""
 
     dataset: str = "mnist"
     """Data set: mnist, fashion_mnist or kmnist; with --source idx any name of your own."""
+    model: ModelName = "mlp"
+    """Model. mlp: one hidden layer in the encoder and one in the decoder."""
     batch_size: int = 128
     """Images in a batch."""
     learning_rate: float = 1e-3
     """Learning rate of Adam."""
     hidden_dim: int = 600
-    """Units in the hidden layer of the encoder and of the decoder."""
+    """Units in each hidden layer."""
     latent_dim: int = 50
     """Dimensions of the latent Gaussian."""
     binarize: Binarize = "none"
-    """What the model sees. none: the grey levels. dynamic: black or white, drawn anew at each
-    step with the grey level as the probability of white."""
+    """Training images. none: grey levels. dynamic: black and white, drawn anew at each step with
+    the grey level as the probability of white."""
     precision: Precision = "float32"
-    """Type of the matrix products and activations in training. The parameters, the loss and the
-    optimizer are float32, and so are tests and samples."""
-    seed: int = 2
+    """Type of matrix products and activations in training. Parameters, loss, optimizer, tests and
+    samples are float32 with either."""
+    seed: int = 0
     """Seed of the initial weights, the order of the images and the noise."""
 
     def __post_init__(self) -> None:
-        allowed = "letters, digits, '_', '-', '.' and '/'"
         require(
             bool(self.dataset)
             and all(part and not part.startswith(".") for part in self.dataset.split("/"))
             and all(c.isalnum() or c in "_-./" for c in self.dataset),
             "dataset",
             reprlib.repr(self.dataset),
-            f"a name of {allowed}",
+            "a name of letters, digits, '_', '-', '.' and '/'",
         )
         require_count("batch-size", self.batch_size)
         require(
-            SMALLEST_RATE <= self.learning_rate <= LARGEST_RATE,  # not so for NaN
+            SMALLEST_RATE <= self.learning_rate <= LARGEST_RATE,  # false for NaN
             "learning-rate",
             self.learning_rate,
             f"a number from {SMALLEST_RATE} to {LARGEST_RATE}",
         )
         require_count("hidden-dim", self.hidden_dim, most=LARGEST_DIM)
         require_count("latent-dim", self.latent_dim, most=LARGEST_DIM)
-        for option, value, allowed_values in (
+        for option, value, allowed in (
+            ("model", self.model, get_args(ModelName)),
             ("binarize", self.binarize, get_args(Binarize)),
             ("precision", self.precision, get_args(Precision)),
         ):
-            require(
-                value in allowed_values, option, reprlib.repr(value), " or ".join(allowed_values)
-            )
+            require(value in allowed, option, reprlib.repr(value), " or ".join(allowed))
         require_count("seed", self.seed, least=0, most=LARGEST_SEED)
 
 
 @dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Where the images come from."""
+
+    source: Source = "auto"
+    """Source of the images.
+    auto: what TFDS has prepared, else the MNIST in this package, else TFDS's download.
+    idx: four IDX files (.gz, .xz or plain) in --data-dir."""
+    data_dir: Path | None = None
+    """Folder of the TFDS data sets (default: TFDS's own), or of the four IDX files."""
+
+    def __post_init__(self) -> None:
+        if self.source == "idx" and self.data_dir is None:
+            raise ConfigError("--source idx needs --data-dir, the folder of the four IDX files")
+        if self.source == "bundled" and self.data_dir is not None:
+            raise ConfigError("--source bundled takes no --data-dir; leave one of the two out")
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceOptions:
+    """How a batch is spread over devices and hosts."""
+
+    num_devices: int | None = None
+    """Devices that share each batch; several pay off for batches of thousands. Default: all."""
+    data_memory: float | None = None
+    """Memory for the data set on a device, in GB; a larger data set streams from the host.
+    Default: half of the device's memory."""
+    coordinator_address: str | None = None
+    """Several processes that train one model: host:port of process 0, reachable by all.
+    Default: detected on a TPU pod and under Slurm; elsewhere there is one process."""
+    num_processes: int | None = None
+    """Number of processes."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+
+    def __post_init__(self) -> None:
+        if self.num_devices is not None:
+            require_count("num-devices", self.num_devices)
+        if self.data_memory is not None:
+            require(
+                SMALLEST_MEMORY <= self.data_memory <= LARGEST_MEMORY,  # false for NaN
+                "data-memory",
+                self.data_memory,
+                f"a number from {SMALLEST_MEMORY} to {LARGEST_MEMORY}",
+            )
+        address, number, index = self.coordinator_address, self.num_processes, self.process_id
+        if (address, number, index) == (None, None, None):
+            return
+        if address is None or number is None or index is None:
+            raise ConfigError(
+                "--coordinator-address, --num-processes and --process-id belong together; give "
+                "all three, or none"
+            )
+        host, _, port = address.rpartition(":")
+        require(
+            bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 2**16,
+            "coordinator-address",
+            reprlib.repr(address),
+            "host:port, such as 10.0.0.1:1234",
+        )
+        require_count("num-processes", number)
+        require_count("process-id", index, least=0, most=number - 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The settings that fix the model's arrays; `models.CVAE` takes them."""
+    """The settings that fix a model's arrays."""
 
     image_shape: tuple[int, int, int]  # (H, W, C)
     num_classes: int
+    name: ModelName = TrainConfig.model
     hidden_dim: int = TrainConfig.hidden_dim
     latent_dim: int = TrainConfig.latent_dim
 
     def __post_init__(self) -> None:
-        for name, sizes in (
+        for field, sizes in (
             ("image_shape", self.image_shape),
             ("num_classes", (self.num_classes,)),
             ("hidden_dim", (self.hidden_dim,)),
@@ -101,13 +191,13 @@ class ModelConfig:
         ):
             if not all(1 <= size <= LARGEST_DIM for size in sizes):
                 raise ConfigError(
-                    f"{name} {sizes} can't be used; choose whole numbers from 1 to {LARGEST_DIM}"
+                    f"{field} {sizes} can't be used; choose whole numbers from 1 to {LARGEST_DIM}"
                 )
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What config.json holds: the settings, and what the data set adds to them."""
+    """The contents of config.json: the settings, and what the data set adds to them."""
 
     train: TrainConfig
     image_shape: tuple[int, int, int]
@@ -115,7 +205,7 @@ class RunConfig:
     data_sha256: str
 
     def __post_init__(self) -> None:
-        _ = self.model  # which checks the sizes
+        _ = self.model  # checks the sizes
 
     @property
     def model(self) -> ModelConfig:
@@ -123,6 +213,7 @@ class RunConfig:
         return ModelConfig(
             image_shape=self.image_shape,
             num_classes=self.num_classes,
+            name=self.train.model,
             hidden_dim=self.train.hidden_dim,
             latent_dim=self.train.latent_dim,
         )

@@ -1,4 +1,4 @@
-"""Random keys: one for each purpose, all of them functions of the seed alone."""
+"""Random keys: one for each purpose, each a function of the seed alone."""
 
 import enum
 
@@ -6,7 +6,7 @@ import jax
 
 
 class Purpose(enum.IntEnum):
-    """What a key is for. The numbers never change: results of old runs depend on them."""
+    """What a key is for. The numbers never change: the results of old runs depend on them."""
 
     WEIGHTS = 0
     ORDER = 1
@@ -22,18 +22,19 @@ class Purpose(enum.IntEnum):
     SAMPLES_JUDGE = 11  # the judge that is trained on samples alone
 
 
-def fold_in_each(key: jax.Array, index: jax.Array) -> jax.Array:
-    """Give a key for each index (B,): an example's noise then does not depend on its batch."""
-    return jax.vmap(lambda one: jax.random.fold_in(key, one))(index)
-
-
 def make_key(seed: int | jax.Array, purpose: Purpose) -> jax.Array:
-    """Fold a purpose into the seed's root key, which nothing draws from.
+    """Return the key of a purpose, folded into the seed's root key, which draws nothing itself.
 
-    Threefry, whatever JAX's default is: its bits are the same on every device and sharding.
+    The generator is Threefry, whatever JAX's default: its bits are the same on every device and
+    for every sharding.
 
     Args:
         seed: from 0 to 2**32 - 1; a uint32 where it is traced.
         purpose: what the key is for.
     """
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), purpose)
+
+
+def fold_in_each(key: jax.Array, index: jax.Array) -> jax.Array:
+    """Return a key for each index (B,), so that an example's noise does not depend on its batch."""
+    return jax.vmap(lambda one: jax.random.fold_in(key, one))(index)

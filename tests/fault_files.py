@@ -1,9 +1,11 @@
-"""What became of a run's files, and ways to spoil them: damage, full disks, disks read-only.
+"""Compare the files of runs, and spoil them: damaged checkpoints, full disks, read-only disks.
 
 POSIX only; the disks need Linux and root.
 """
 
 import contextlib
+import dataclasses
+import functools
 import os
 import random
 import resource
@@ -11,30 +13,32 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from cvae_jax import checkpoints, workdir
-from cvae_jax.models import CVAE
-from cvae_jax.training import init_state
-from cvae_jax.types import Progress, TrainState
+from cvae_jax.models import build_model
+from cvae_jax.storage import checkpoints, workdir
+from cvae_jax.storage.history import Progress
+from cvae_jax.training.step import init_state
+from tests.helpers import read_metrics
 
 
-def restore(folder: Path) -> tuple[TrainState, Progress]:
+def restore(folder: Path) -> tuple[dict[str, Any], Progress]:
     """Restore the newest whole checkpoint of a workdir."""
     run = workdir.read_config(folder)
-    optimizer = optax.adam(run.train.learning_rate)
-    key = jax.random.key(0)
-    like = jax.eval_shape(lambda: init_state(key, CVAE(run.model), optimizer))
+    model, optimizer = build_model(run.model), optax.adam(run.train.learning_rate)
+    init = functools.partial(init_state, model=model, optimizer=optimizer)
+    like = jax.eval_shape(init, jax.random.key(0))
     newest = checkpoints.find_newest(folder / workdir.CHECKPOINTS)
     assert newest is not None
-    return checkpoints.restore(newest, like, run)
+    return checkpoints.restore(newest, like._asdict(), run)
 
 
 def differences(folder: Path, reference: Path) -> list[str]:
-    """Say in what a run differs from one that was left alone, but for the seconds it took."""
+    """Return in what a run differs from one that was left alone, but for the seconds it took."""
     (state, progress), (expected, expected_progress) = restore(folder), restore(reference)
     found = []
     leaves = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True)
@@ -43,7 +47,7 @@ def differences(folder: Path, reference: Path) -> list[str]:
             found.append(f"state{jax.tree_util.keystr(path)}")
     if _without_seconds(progress) != _without_seconds(expected_progress):
         found.append("progress")
-    if _metrics(folder) != _metrics(reference):
+    if read_metrics(folder) != read_metrics(reference):
         found.append("metrics.csv")
     names = {path.name for place in (folder, reference) for path in place.glob("samples/*")}
     for name in ["loss.png", *(f"samples/{name}" for name in sorted(names))]:
@@ -61,11 +65,8 @@ def differences(folder: Path, reference: Path) -> list[str]:
 
 
 def _without_seconds(progress: Progress) -> Progress:
-    return progress._replace(history=tuple(row._replace(seconds=0) for row in progress.history))
-
-
-def _metrics(folder: Path) -> list[str]:
-    return [line.rpartition(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
+    history = tuple(row._replace(seconds=0) for row in progress.history)
+    return dataclasses.replace(progress, history=history)
 
 
 def _bytes(path: Path) -> bytes | None:
@@ -103,6 +104,14 @@ def damage_each(checkpoint: Path, rng: random.Random) -> Iterator[str]:
                 path.write_bytes(content)
 
 
+def swap(one: Path, other: Path) -> None:
+    """Swap two folders, as `mv one x; mv other one; mv x other` does."""
+    between = one.with_name("x")
+    one.rename(between)
+    other.rename(one)
+    between.rename(other)
+
+
 # Disks that are full, or can't be written.
 
 
@@ -133,7 +142,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Let nothing more be written in a folder: as if its disk had been mounted read-only.
+    """Let nothing more be written in a folder, as if its disk had been mounted read-only.
 
     Raises:
         PermissionError: only root may, and not everywhere.
@@ -158,7 +167,7 @@ def limit_files(process: int, size: int) -> None:
 
 
 def fill(folder: Path, leave: int = 0) -> Path:
-    """Fill the disk of a folder but for some bytes; give the file to delete."""
+    """Fill the disk of a folder but for some bytes; return the file to delete."""
     path = folder / "filler"
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:

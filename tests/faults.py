@@ -1,31 +1,33 @@
-"""Tools to spoil a run: kill it at a moment, send it signals, and see how it goes on.
+"""Start real runs, kill them, send them signals, and follow what they print.
 
-`tests/test_faults.py` tries each fault a few times, `benchmarks/reliability.py` many times. Runs
-are real ones, `scripts/train.py` in a process of its own. POSIX only.
+`tests/test_stopping.py` and `tests/test_faults.py` try each fault once or a few times,
+`benchmarks/reliability.py` many times. POSIX only.
 """
 
+import functools
 import os
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
-import jax
+import numpy as np
 
-from cvae_jax import checkpoints, workdir
-from cvae_jax.models import CVAE, init_params
+from cvae_jax.storage import checkpoints, workdir
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-LONGEST = 300  # seconds that anything may take before it counts as hanging
-LONGEST_AT_ONCE = 5  # seconds, on a busy machine
-_POLL = 0.0005
+LONGEST = 120
+"""Seconds after which a process counts as hanging."""
+_POLL_SECONDS = 0.0005
 
 TEMPORARIES = {
     "mid-metrics": (".metrics.csv.*.tmp",),
@@ -36,7 +38,7 @@ MOMENTS = ("starting", "compiling", "mid-epoch", *TEMPORARIES)
 
 # What a run may print; anything else, such as a library's own error, is noise.
 _OUR_LINES = re.compile(
-    r"devices: |data: |going on after |compiling: |epoch \d+/\d+[:,]|results are in |\n*SIG[A-Z]+: "
+    r"devices: |data: |going on after |compiling: |epoch \d+/\d+[:,]|results are in |SIG[A-Z]+: "
     r"|error: |stopped|interrupted|nothing left to do|.* is damaged|the damaged checkpoint"
 )
 
@@ -44,18 +46,33 @@ _OUR_LINES = re.compile(
 class Started:
     """A command that runs as a process of its own, and what it has printed so far."""
 
-    def __init__(self, script: str, *arguments: object) -> None:
+    def __init__(
+        self,
+        script: str | Path,
+        *arguments: object,
+        redirect: str = "",
+        environ: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Start it.
+
+        Args:
+            script: a file in scripts/, or a path.
+            *arguments: its arguments.
+            redirect: what a shell does with its output, such as ">&-".
+            environ: more variables of its environment.
+        """
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             # A shell's job in the background ignores Ctrl-C, and so would what it starts.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         self._log, path = tempfile.mkstemp()
         Path(path).unlink()  # the open file is enough, and needs no clearing away
         weakref.finalize(self, os.close, self._log)
+        command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPTS / script), *map(str, arguments)],
+            ["sh", "-c", f'exec "$@" {redirect}', "sh", *command] if redirect else command,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **environ},
         )
 
     @property
@@ -73,15 +90,27 @@ class Started:
         return [line for line in self.lines if not _OUR_LINES.match(line)]
 
     @property
+    def saved_at(self) -> str:
+        """Where a signal stopped the run, as it printed it; "" where it had not begun."""
+        found = re.search(r"stopped and saved after (.*); the same command goes on", self.output)
+        return found[1] if found else ""
+
+    @property
+    def resumed_at(self) -> str:
+        """Where the run went on, as it printed it; "" where it began anew."""
+        found = re.search(r"going on after (.*), from ", self.output)
+        return found[1] if found else ""
+
+    @property
     def is_running(self) -> bool:
         return self.process.poll() is None
 
     def wait_for(self, pattern: str) -> bool:
-        """Wait until the output has a pattern; False where the process ends without it."""
+        """Wait until the output has a pattern; return False where the process ends without it."""
         return self.wait_until(lambda: re.search(pattern, self.output) is not None)
 
     def wait_until(self, condition: Callable[[], bool]) -> bool:
-        """Look every half millisecond; False where the process ends first."""
+        """Wait until a condition holds; return False where the process ends first."""
         end = time.monotonic() + LONGEST
         while self.is_running:
             if condition():
@@ -89,15 +118,19 @@ class Started:
             if time.monotonic() > end:
                 self.kill()
                 raise TimeoutError(f"no end in {LONGEST} seconds; last: {self.lines[-3:]}")
-            time.sleep(_POLL)
+            time.sleep(_POLL_SECONDS)
         return condition()
+
+    def wait_for_training(self) -> bool:
+        """Wait until the run has trained on a batch."""
+        return self.wait_for(r"epoch \d+/\d+: +\d+%")
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(LONGEST)
 
     def end(self) -> int:
-        """Wait for the end; give the exit status."""
+        """Wait for the end; return the exit status."""
         try:
             return self.process.wait(LONGEST)
         except subprocess.TimeoutExpired:
@@ -112,12 +145,22 @@ class Trainer(NamedTuple):
     arguments: tuple[object, ...]
     every: int = 1  # its --checkpoint-every
 
-    def start(self) -> Started:
-        every = ("--checkpoint-every", self.every)
-        return Started("train.py", *self.arguments, *every, "--workdir", self.folder)
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / workdir.CHECKPOINTS
+
+    def start(self, redirect: str = "") -> Started:
+        every = ("--checkpoint-every", self.every, "--workdir", self.folder)
+        return Started("train.py", *self.arguments, *every, redirect=redirect)
+
+    def start_and_wait(self) -> Started:
+        """Start the run and wait for its first checkpoint."""
+        started = self.start()
+        started.wait_until(lambda: bool(checkpoints.list_steps(self.checkpoints)))
+        return started
 
     def finish(self) -> list[str]:
-        """Start it and let it end; say what went wrong."""
+        """Start the run and let it end; return what went wrong."""
         started = self.start()
         status = started.end()
         return [f"exit status {status}: {started.lines[-3:]}"] if status else []
@@ -127,11 +170,50 @@ class Trainer(NamedTuple):
         return [path for pattern in patterns for path in self.folder.glob(pattern)]
 
 
-def kill_at(trainer: Trainer, started: Started, moment: str, rng: random.Random) -> bool:
-    """Kill a run with SIGKILL at a moment; tell whether that was hit.
+# A small run, for the tests.
 
-    It was if the file half-written at that moment still lies there, or if the output says that
-    it was just starting, compiling or training. A run that ends before is left alone.
+EPOCHS = 4
+_FOLDER = tempfile.TemporaryDirectory(prefix="cvae_jax-faults-")
+
+
+@functools.cache
+def small_run() -> tuple[object, ...]:
+    """Write a data set of noise; return the arguments of a run on it.
+
+    The data set streams, batch by batch, so that there are a hundred moments within an epoch at
+    which the run can be stopped.
+    """
+    folder = Path(_FOLDER.name, "noise")
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for part, size in (("train", 800), ("t10k", 100)):
+        image = generator.integers(256, size=(size, 28, 28), dtype=np.uint8)
+        label = np.arange(size, dtype=np.uint8) % 10
+        for kind, array in (("images", image), ("labels", label)):
+            header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            path = folder / f"{part}-{kind}-idx{array.ndim}-ubyte"
+            path.write_bytes(header + array.tobytes())
+    source = ("--source", "idx", "--data-dir", folder, "--data-memory", 1e-5)
+    model = ("--hidden-dim", 16, "--latent-dim", 4, "--batch-size", 8)
+    return (*source, *model, "--epochs", EPOCHS, "--sample-every", 2)
+
+
+@functools.cache
+def small_reference() -> Path:
+    """Return the workdir of that run when nothing has happened to it."""
+    trainer = Trainer(Path(_FOLDER.name, "reference"), small_run())
+    assert trainer.finish() == []
+    return trainer.folder
+
+
+# SIGKILL.
+
+
+def kill_at(trainer: Trainer, started: Started, moment: str, rng: random.Random) -> bool:
+    """Kill a run with SIGKILL at a moment; return whether that moment was hit.
+
+    It was if the file half-written at that moment is left behind, or if the output says that the
+    run was just starting, compiling or training. A run that ends before is left alone.
     """
     if moment in TEMPORARIES:
         longest = {"mid-metrics": 0.0, "mid-figure": 0.05, "mid-save": 0.03}[moment]
@@ -146,7 +228,7 @@ def kill_at(trainer: Trainer, started: Started, moment: str, rng: random.Random)
         started.wait_for("compiling: ")
     else:
         longest = 0.4
-        started.wait_for(r"epoch \d+/\d+: +\d+%")
+        started.wait_for_training()
     time.sleep(rng.uniform(0, longest))
     if moment == "mid-epoch":  # which is short beside the files that are written after it
         started.wait_until(lambda: not trainer.temporaries(*TEMPORARIES))
@@ -168,7 +250,7 @@ def kill_often(
     """Kill a run at each of some moments, starting it again each time, then let it end.
 
     Returns:
-        The moments hit, what went wrong, and the kills in all: a moment that was missed is
+        The moments hit, what went wrong, and the number of kills: a moment that was missed is
         tried again, unless the run has ended meanwhile.
     """
     hit: list[str] = []
@@ -186,7 +268,7 @@ def kill_often(
                 problems.append(f"exit status {status}: {started.lines[-3:]}")
             else:  # it ended before the moment came
                 return hit, problems, num_kills
-            least_step = max([0, *checkpoints.list_steps(trainer.folder / workdir.CHECKPOINTS)])
+            least_step = max([0, *checkpoints.list_steps(trainer.checkpoints)])
             # While an epoch is trained, all that was to be saved before it has been.
             epochs = re.findall(r"epoch (\d+)/", started.output)
             running = max((int(epoch) for epoch in epochs), default=1)
@@ -212,7 +294,7 @@ def _resumed_too_early(output: str, least_step: int, least_epoch: int) -> list[s
     return [f"went on from step {step}, epoch {epoch}, not {least_step}, {least_epoch}"]
 
 
-# Signals.
+# SIGTERM and SIGINT.
 
 
 def stop_politely(
@@ -233,74 +315,36 @@ def stop_politely(
     started = trainer.start()
     started.wait_for("devices: ")
     if rng.randrange(4):  # mostly in training, else in what comes before it
-        started.wait_for(r"epoch \d+/\d+: +\d+%")
+        started.wait_for_training()
     time.sleep(rng.uniform(0, 1.5))
     started.process.send_signal(number)
     status, last = started.end(), started.lines[-1]
     problems = [f"printed: {line}" for line in started.noise]
-    if "compiling: " in started.output and resumed_at(started) != least:
-        problems.append(f"went on from {resumed_at(started)!r}, not {least!r}")
+    if "compiling: " in started.output and started.resumed_at != least:
+        problems.append(f"went on from {started.resumed_at!r}, not {least!r}")
     if status == 0 and last.startswith("results are in"):
         return "over", "", problems
     if status != 128 + number:
         problems.append(f"exit status {status}: {last}")
-    if where := saved_at(started):
+    if where := started.saved_at:
         return "saved", where, problems
     if last not in ("stopped", "interrupted") and "nothing to save" not in last:
         problems.append(f"last line: {last}")
     return "early", least, problems
 
 
-def stop_at_once(trainer: Trainer, number: int, rng: random.Random) -> list[str]:
-    """Send a signal twice, while a run compiles; say what went wrong.
+def stop_twice(trainer: Trainer, number: int, rng: random.Random) -> tuple[float, list[str]]:
+    """Send a signal twice while a run compiles; return the seconds to its end, and problems.
 
-    Before the first dispatch a run stops too soon for a second one, how long that is depends on
-    the machine: so each try comes later than the one before.
+    Python runs no handler while XLA compiles. Then the two count as one, and the run is saved.
     """
-    for attempt in range(15):
-        started = trainer.start()
-        started.wait_for("compiling: ")
-        time.sleep(0.3 + 0.2 * attempt + rng.uniform(0, 0.2))
-        started.process.send_signal(number)
-        started.wait_for("a second one stops at once")
-        time.sleep(0.25)  # sooner, it would belong to the first
-        began = time.monotonic()
-        started.process.send_signal(number)
-        status, seconds = started.end(), time.monotonic() - began
-        if not started.lines[-1].startswith("stopped"):
-            problems = [] if status == 128 + number else [f"exit status {status}"]
-            if seconds > LONGEST_AT_ONCE:
-                problems.append(f"took {seconds:.1f} s to end")
-            return problems
-        # It had stopped politely before the second one came.
-    return ["stopped politely each time: a second signal is not heeded"]
-
-
-def saved_at(started: Started) -> str:
-    """Say where a signal stopped a run, as it printed it; "" where it had not begun."""
-    found = re.search(
-        r"stopped and saved after (.*); the same command goes on from there", started.output
-    )
-    return found[1] if found else ""
-
-
-def resumed_at(started: Started) -> str:
-    """Say where a run went on, as it printed it; "" where it began anew."""
-    found = re.search(r"going on after (.*), from ", started.output)
-    return found[1] if found else ""
-
-
-# Readers.
-
-
-def read_while(started: Started, folder: Path) -> int:
-    """Read the newest parameters again and again while a run writes; say how often."""
-    run = workdir.read_config(folder)
-    like = jax.eval_shape(lambda: init_params(jax.random.key(0), CVAE(run.model)))
-    num_read = 0
-    while started.is_running:
-        newest = checkpoints.find_newest(folder / workdir.CHECKPOINTS)
-        assert newest is not None
-        checkpoints.restore_params(newest, like, run)
-        num_read += 1
-    return num_read
+    started = trainer.start()
+    started.wait_for("compiling: ")
+    time.sleep(rng.uniform(0, 0.5))
+    began = time.monotonic()
+    started.process.send_signal(number)
+    time.sleep(0.3)  # sooner, it would belong to the first
+    started.process.send_signal(number)
+    status = started.end()
+    problems = [] if status == 128 + number else [f"exit status {status}: {started.lines[-1]}"]
+    return time.monotonic() - began, problems + [f"printed: {line}" for line in started.noise]

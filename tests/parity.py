@@ -1,6 +1,6 @@
-"""Five steps of the original in PyTorch: what `test_parity.py` holds `train_step` against.
+"""Five steps of the original in PyTorch, which `test_parity.py` compares `train_step` with.
 
-The small fixture lets the comparison run without PyTorch. To make it anew:
+The small fixture lets the comparison run without PyTorch. To write it anew:
 `python -m tests.parity` (with the extra "parity" installed).
 """
 
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from cvae_jax.config import ModelConfig
-from cvae_jax.types import Params
+from cvae_jax.models.family import Params
 
 FIXTURE = Path(__file__).parent / "data" / "parity.npz"
 NUM_STEPS = 5
@@ -28,7 +28,7 @@ TORCH_LAYERS = {
 
 
 class Steps(NamedTuple):
-    """What goes into the steps, and what the original makes of it."""
+    """The inputs of the steps, and the original's results."""
 
     image: np.ndarray  # (S, B, H, W, C) float32
     label: np.ndarray  # (S, B) int32
@@ -40,12 +40,12 @@ class Steps(NamedTuple):
 
 
 def noise_key() -> jax.Array:
-    """Give the run's key; step s draws its noise from `fold_in(key, s)`."""
+    """Return the run's key; step s draws its noise from `fold_in(key, s)`."""
     return jax.random.key(11)
 
 
 def make_noise(batch_size: int, latent_dim: int) -> np.ndarray:
-    """Give the noise (S, B, Z) that `train_step` draws with `noise_key`."""
+    """Return the noise (S, B, Z) that `train_step` draws with `noise_key`."""
     keys = [jax.random.fold_in(noise_key(), step) for step in range(NUM_STEPS)]
     return np.stack([jax.random.normal(key, (batch_size, latent_dim)) for key in keys])
 
@@ -58,7 +58,7 @@ def run_original(image: np.ndarray, label: np.ndarray, config: ModelConfig) -> S
     from benchmarks import torch_original
 
     def as_params(tensors: dict[str, torch.Tensor]) -> Params:
-        """Take a copy: the optimizer works in place."""
+        """Copy the tensors, because the optimizer works in place."""
         return {
             layer: {
                 "kernel": np.concatenate([tensors[f"{n}.weight"].numpy().T for n in names], 1),

@@ -1,93 +1,71 @@
-from typing import Any
+import logging
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cvae_jax import judge, judges
-from cvae_jax.batches import put_on_device
-from cvae_jax.types import Dataset, Splits
+from cvae_jax.data.batches import put_on_device
+from cvae_jax.data.dataset import Dataset, Splits
+from cvae_jax.evaluation import judge
+from cvae_jax.models.family import Params
+from tests.helpers import assert_trees_equal
 
 SHAPE = (9, 8, 1)
 
 
-@pytest.fixture
-def stripes() -> Dataset:
-    """Give images of horizontal (0) and of vertical (1) stripes, with noise."""
-    random = np.random.default_rng(0)
-    label = random.integers(0, 2, 300, np.int32)
-    image = random.integers(0, 100, (300, *SHAPE), np.uint8)
+def stripes(number: int = 300, seed: int = 0) -> Dataset:
+    """Return images of horizontal (0) and of vertical (1) stripes, with noise."""
+    random = np.random.default_rng(seed)
+    label = random.integers(0, 2, number, np.int32)
+    image = random.integers(0, 100, (number, *SHAPE), np.uint8)
     image[label == 0, ::2] += 150
     image[label == 1, :, ::2] += 150
     return Dataset(image, label)
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train judges for a minute less."""
-    monkeypatch.setattr(judge, "_FEWEST_STEPS", 30)
-    monkeypatch.setattr(judge, "_EPOCHS", 1)
+SPLITS = Splits(stripes(16), stripes(8, seed=1), 2)
 
 
-@pytest.mark.usefixtures("quick")
-def test_it_learns_from_its_training_set_and_from_the_key_alone(stripes: Dataset) -> None:
-    on_device, steps = put_on_device(stripes), []
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return judge.init_judge(jax.random.key(0), SHAPE, 2)
 
-    def track(numbers: range) -> range:
-        steps.append(len(numbers))
-        return numbers
 
-    trained = [
+@pytest.fixture(scope="module")
+def content(params: Params) -> bytes:
+    """Return what a file of a judge holds."""
+    return judge.encode(params, "its data")
+
+
+def test_it_learns_from_its_training_set_and_the_key_alone() -> None:
+    on_device = put_on_device(stripes())
+    first, again = (
         judge.train_judge(
-            jax.random.key(key), on_device, image_shape=SHAPE, num_classes=2, track=track
+            on_device, jax.random.key(0), image_shape=SHAPE, num_classes=2, num_steps=30
         )
-        for key in (0, 0, 1)
-    ]
-    assert steps == [30, 30, 30]
-    verdict = judge.judge_all(trained[0], on_device, SHAPE, 2)
-    assert np.mean(np.argmax(verdict.logits, axis=-1) == stripes.label) > 0.95
-    leaves = [jax.tree.leaves(params) for params in trained]
-    assert all((one == other).all() for one, other in zip(*leaves[:2], strict=True))
-    assert any((one != other).any() for one, other in zip(*leaves[1:], strict=True))
+        for _ in range(2)
+    )
+    unseen = stripes(seed=1)
+    verdict = judge.judge_all(first, put_on_device(unseen), image_shape=SHAPE, num_classes=2)
+    assert np.mean(np.argmax(verdict.logits, axis=-1) == unseen.label) > 0.95
+    assert_trees_equal(first, again)
 
 
-@pytest.mark.usefixtures("quick")
-def test_it_judges_in_the_precision_that_is_asked_for_and_trains_in_the_default_one(
-    stripes: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    precisions = []
-    apply = judge.judge
-
-    def spy(*arguments: Any) -> judge.Verdict:
-        precisions.append(jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
-        return apply(*arguments)
-
-    monkeypatch.setattr(judge, "judge", spy)
-    on_device, key = put_on_device(stripes), jax.random.key(0)
-    with jax.default_matmul_precision("highest"):
-        params = judge.train_judge(key, on_device, image_shape=SHAPE, num_classes=2)
-        judge.judge_all(params, on_device, SHAPE, 2)
-    assert precisions == ["default", "highest"]
-
-
-@pytest.mark.parametrize("at_a_time", [1, 7, 300, 1000])
-def test_batches_change_nothing_but_rounding(
-    at_a_time: int, stripes: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    params = judge.init_judge(jax.random.key(0), SHAPE, 2)
-    image = stripes.image[:20].astype(np.float32) / 255
-    expected = judge.judge(params, jax.numpy.asarray(image), 2)
-    monkeypatch.setattr(judge, "images_at_a_time", lambda _: at_a_time)
-    few = Dataset(stripes.image[:20], stripes.label[:20])
-    found = judge.judge_all(params, put_on_device(few), SHAPE, 2)
-    assert found.features.shape == (20, judge.NUM_FEATURES)
+def test_all_images_are_judged_as_by_themselves(params: Params) -> None:
+    dataset = stripes(1100)  # a batch and a part of one
+    found = judge.judge_all(params, put_on_device(dataset), image_shape=SHAPE, num_classes=2)
+    expected = judge.judge(params, jnp.asarray(dataset.image, jnp.float32) / 255, 2)
+    assert found.features.shape == (1100, judge.NUM_FEATURES)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_only_training_drops_features(stripes: Dataset) -> None:
-    params = judge.init_judge(jax.random.key(0), SHAPE, 2)
-    image = jax.numpy.asarray(stripes.image[:5], np.float32) / 255
+def test_only_training_drops_features(params: Params) -> None:
+    image = jnp.asarray(stripes(5).image, jnp.float32) / 255
     whole = judge.judge(params, image, 2)
     dropped = judge.judge(params, image, 2, jax.random.key(1))
     np.testing.assert_array_equal(whole.features, dropped.features)
@@ -97,27 +75,85 @@ def test_only_training_drops_features(stripes: Dataset) -> None:
 def test_images_are_shifted_each_by_its_own_and_by_two_pixels_at_most() -> None:
     image = np.zeros((200, 28, 28, 1), np.float32)
     image[:, 14, 14] = 1
-    shifted = np.asarray(judge.shift(jax.random.key(0), jax.numpy.asarray(image)))
+    shifted = np.asarray(judge.shift(jnp.asarray(image), jax.random.key(0)))
     number, row, column, _ = np.nonzero(shifted)
     np.testing.assert_array_equal(number, np.arange(200))
-    for place in (row, column):
-        assert set(place) == {12, 13, 14, 15, 16}
+    assert set(row) == set(column) == {12, 13, 14, 15, 16}
     assert len({*zip(row, column, strict=True)}) == 25
-    small = jax.numpy.ones((3, 5, 4, 2))
-    np.testing.assert_array_equal(judge.shift(jax.random.key(0), small), small)
+    small = jnp.ones((3, 5, 4, 2))
+    np.testing.assert_array_equal(judge.shift(small, jax.random.key(0)), small)
 
 
-# The one that ships.
-
-
-def test_the_judge_of_mnist_reaches_its_accuracy_and_fits_the_package(mnist: Splits) -> None:
-    assert judges.BUNDLED.stat().st_size <= 2_000_000
-
-    def track(numbers: range) -> range:
-        raise AssertionError("it has to be trained")
-
-    params = judges.find_judge(mnist, mnist.fingerprint(), track)
+def test_the_judge_of_mnist_ships_with_the_package(mnist: Splits) -> None:
+    assert judge.BUNDLED.stat().st_size <= 2_000_000
+    params = judge.find_judge(mnist, mnist.fingerprint())  # trained here it would take minutes
+    verdict = judge.judge_all(
+        params, put_on_device(mnist.test), image_shape=mnist.image_shape, num_classes=10
+    )
+    assert np.mean(np.argmax(verdict.logits, axis=-1) == mnist.test.label) == 0.9958
     # Other images of the same shape and as many classes have a judge of their own.
-    assert judges.read(judges.BUNDLED, mnist, "0" * 64) is None
-    verdict = judge.judge_all(params, put_on_device(mnist.test), mnist.image_shape, 10)
-    assert np.mean(np.argmax(verdict.logits, axis=-1) == mnist.test.label) >= 0.995
+    assert judge.read(judge.BUNDLED, mnist, "0" * 64) is None
+
+
+def test_a_file_of_a_judge_is_read_as_it_was(
+    params: Params, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "judge.npz"
+    assert judge.read(path, SPLITS, "its data") is None
+    path.write_bytes(content)
+    assert_trees_equal(judge.read(path, SPLITS, "its data"), params)
+    assert judge.read(path, SPLITS, "other data") is None
+
+
+def test_where_nothing_can_be_kept_there_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "cvae_jax").write_bytes(b"in the way")
+    assert judge.find_judge(SPLITS, SPLITS.fingerprint())
+    assert "has to train the judge again" in caplog.text
+
+
+def damage(how: str, content: bytes, path: Path) -> None:
+    middle = len(content) // 2
+    if how == "short":
+        path.write_bytes(content[:middle])
+    elif how == "flipped":
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :])
+    else:
+        path.write_bytes(content)
+        with np.load(path) as file:
+            arrays = dict(file)
+        wrong: dict[str, np.ndarray] = {
+            "pickle": np.array([print], object),
+            "shape": np.ones((3, 4), np.float32),
+            "nan": np.full_like(arrays["Dense_1.bias"], np.nan),
+        }
+        np.savez(path, **arrays | {"Dense_1.bias": wrong[how]})
+
+
+@pytest.mark.parametrize("how", ["short", "flipped", "pickle", "shape", "nan"])
+def test_a_damaged_one_is_not_taken(
+    how: str, content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "judge.npz"
+    damage(how, content, path)
+    with caplog.at_level(logging.WARNING):
+        assert judge.read(path, SPLITS, "its data") is None
+    assert f"{path} is damaged" in caplog.text
+
+
+@pytest.mark.fuzz
+@given(other=st.binary(max_size=300), place=st.integers(0, 2**20), is_whole=st.booleans())
+def test_any_file_is_read_or_not_taken(
+    other: bytes,
+    place: int,
+    is_whole: bool,
+    content: bytes,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.npz"
+    place %= len(content)
+    path.write_bytes(other if is_whole else content[:place] + other + content[place + 1 :])
+    found = judge.read(path, SPLITS, "its data")
+    assert found is None or judge.encode(found, "its data") == content

@@ -1,152 +1,98 @@
+"""Signals to real `scripts/train.py` processes, and runs that go on after them."""
+
+import fcntl
 import os
+import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks.contest import free_address
-from cvae_jax import stopping
+from cvae_jax.storage import checkpoints
+from tests import fault_files, faults
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_a_request(
-    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def trainer(tmp_path: Path) -> faults.Trainer:
+    return faults.Trainer(tmp_path / "run", faults.small_run())
+
+
+def test_a_run_stopped_within_an_epoch_is_saved_and_ends_the_same_to_the_bit(
+    trainer: faults.Trainer,
 ) -> None:
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    with stopping.watch() as requested:
-        assert requested() is None
-        signal.raise_signal(number)
-        end = time.monotonic() + 20
-        while requested() is None and time.monotonic() < end:
-            time.sleep(0.01)
-        assert requested() == number
-    assert f"{number.name}: saving" in capsys.readouterr().err
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    saved = ""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        started = trainer.start()
+        assert started.wait_for_training()
+        started.process.send_signal(number)
+        assert started.end() == 128 + number
+        assert started.noise == []
+        assert started.resumed_at == saved
+        saved = started.saved_at
+        assert "batch" in saved
+    newest = checkpoints.find_newest(trainer.checkpoints)
+    assert newest is not None
+    moved = newest.rename(newest.with_name("9999"))
+    assert checkpoints.find_damage(moved) == f"it is the checkpoint of step {newest.name}, renamed"
+    moved.rename(newest)
+    last = trainer.start()
+    assert last.end() == 0
+    assert last.resumed_at == saved
+    assert fault_files.differences(trainer.folder, faults.small_reference()) == []
 
 
-def test_without_signals_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    threads = threading.active_count()
-    with stopping.watch() as requested:
-        assert requested() is None
-    assert capsys.readouterr().err == ""
-    assert threading.active_count() == threads
+def test_a_run_killed_at_any_moment_ends_the_same_to_the_bit(trainer: faults.Trainer) -> None:
+    moments = ["mid-save", "mid-figure", "mid-epoch"]
+    hit, problems, _ = faults.kill_often(trainer, moments, random.Random(0))
+    assert problems == []
+    assert hit == moments
+    assert fault_files.differences(trainer.folder, faults.small_reference()) == []
 
 
-def test_another_thread_has_no_signals_and_does_not_ask_for_them() -> None:
-    answers: list[int | None] = []
-
-    def work() -> None:
-        with stopping.watch() as requested:
-            answers.append(requested())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert answers == [None]
+def test_a_run_stopped_before_its_first_step_says_so_in_a_line(trainer: faults.Trainer) -> None:
+    started = trainer.start()
+    assert started.wait_for("devices: ")
+    started.process.send_signal(signal.SIGTERM)
+    assert started.end() == 128 + signal.SIGTERM
+    assert started.noise == []
+    assert started.lines[-1].startswith("stopped")
+    assert checkpoints.list_steps(trainer.checkpoints) == []
 
 
-WAITING = """
-import hashlib, signal, sys
-import jax
-from cvae_jax import stopping
-if sys.argv[1] == "several":
-    jax.process_count = lambda: 2
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # JAX takes it, when processes have joined
-with stopping.watch() as requested:
-    print("ready", flush=True)
-    # A minute or two in C, as when compiling or waiting for a device: no handler runs.
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000_000)
-"""
-
-
-@pytest.mark.parametrize(
-    ("processes", "first", "second"),
-    [
-        ("one", signal.SIGTERM, signal.SIGINT),
-        ("one", signal.SIGTERM, signal.SIGTERM),
-        ("several", signal.SIGINT, signal.SIGINT),
-    ],
-)
-def test_a_second_signal_ends_the_process_at_once(
-    processes: str, first: signal.Signals, second: signal.Signals
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shrinks a pipe")
+def test_a_second_signal_ends_at_once_a_run_that_waits_for_its_reader(
+    trainer: faults.Trainer,
 ) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, bytes(3500))
+    arguments = [*trainer.arguments, "--epochs", 10_000, "--workdir", trainer.folder]
+    command = [sys.executable, faults.SCRIPTS / "train.py", *arguments]
     with subprocess.Popen(
-        [sys.executable, "-c", WAITING, processes],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        list(map(str, command)), stdout=writer, stderr=subprocess.PIPE, bufsize=0
     ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(first)
-        assert process.stderr.readline() == "\n"
-        assert f"{first.name}: saving" in process.stderr.readline()
-        process.send_signal(second)  # at once: it belongs to the first
-        time.sleep(2 * stopping._ONE_REQUEST_SECONDS)
-        assert process.poll() is None
-        process.send_signal(second)
-        assert process.wait(timeout=20) == 128 + second
-
-
-def test_a_signal_that_is_ignored_stays_so() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with stopping.watch() as requested:
-            signal.raise_signal(signal.SIGINT)
-            time.sleep(0.2)
-            assert requested() is None
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-TOGETHER = """
-import sys, time
-import jax
-from cvae_jax import stopping
-address, index = sys.argv[1], int(sys.argv[2])
-jax.distributed.initialize(address, num_processes=2, process_id=index)
-with stopping.watch() as requested:
-    print("ready", flush=True)
-    for dispatch in range(600):
-        if requested():
-            print("stopped after", dispatch, flush=True)
-            print(requested(), file=sys.stderr)
-            break
-        time.sleep(0.05 if index else 0.02)  # one is slower than the other
-jax.distributed.shutdown()
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_several_processes_stop_after_the_same_dispatch(
-    number: signal.Signals, tmp_path: Path
-) -> None:
-    address = free_address()
-    script = tmp_path / "together.py"
-    script.write_text(TOGETHER)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), address, str(index)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        )
-        for index in range(2)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    time.sleep(0.5)
-    processes[1].send_signal(number)  # to one of the two alone
-    outputs = [process.communicate(timeout=60) for process in processes]
-    assert outputs[0][0].startswith("stopped after"), outputs
-    assert outputs[0][0] == outputs[1][0]
-    told = [error.splitlines()[-1] for _, error in outputs]
-    assert told == [str(int(signal.SIGTERM)), str(int(number))]
+        try:
+            os.close(writer)
+            assert process.stderr is not None
+            os.set_blocking(process.stderr.fileno(), False)
+            end = time.monotonic() + faults.LONGEST
+            text, quiet_since = b"", time.monotonic()
+            while b"epoch " not in text or time.monotonic() - quiet_since < 1:
+                assert time.monotonic() < end
+                if new := process.stderr.read():
+                    text, quiet_since = text + new, time.monotonic()
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            assert b"SIGTERM: saving, then stopping" in (process.stderr.read() or b"")
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(5) == 128 + signal.SIGINT
+        finally:
+            process.kill()
+            os.close(reader)

@@ -1,0 +1,228 @@
+"""The Python API: train a model, load it, and use it."""
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from cvae_jax.config import DataOptions, DeviceOptions, RunConfig, RunOptions, TrainConfig
+from cvae_jax.data.batches import map_rows
+from cvae_jax.data.dataset import Splits
+from cvae_jax.errors import CheckpointError, ConfigError
+from cvae_jax.evaluation.likelihood import importance_log_likelihood
+from cvae_jax.keys import Purpose, fold_in_each, make_key
+from cvae_jax.models import build_model
+from cvae_jax.models.family import Model, Params
+from cvae_jax.models.sampling import draw_images
+from cvae_jax.runtime.files import user_path
+from cvae_jax.storage import checkpoints, workdir
+from cvae_jax.storage.history import EpochMetrics
+
+_IMAGES_AT_A_TIME, _LATENTS_AT_A_TIME = 100, 100
+
+
+def train(
+    data: str | Splits = "mnist", *, verbose: bool = False, **settings: Any
+) -> "TrainedModel":
+    """Train a model, or resume its run, and return it as `load` does.
+
+    Args:
+        data: the name of a data set, or its arrays.
+        verbose: whether to print and to show a progress bar.
+        **settings: any option of `cvae-jax train` under its Python name, for example epochs=3,
+            workdir="runs/mine", latent_dim=20 or source="idx" (`config.py` has all of them).
+
+    Raises:
+        TypeError: a setting does not exist.
+        UserError: as in `training.loop.train`.
+    """
+    from cvae_jax.training import loop  # late, so that `load` need not wait for it
+
+    settings |= {"quiet": not verbose}
+    if isinstance(data, str):
+        settings["dataset"] = data
+    else:
+        settings.setdefault("dataset", "arrays")
+    for name in ("workdir", "data_dir"):
+        if settings.get(name) is not None:
+            settings[name] = Path(settings[name])
+    groups: list[Any] = []
+    for kind in (TrainConfig, RunOptions, DataOptions, DeviceOptions):
+        names = [field.name for field in dataclasses.fields(kind) if field.name in settings]
+        groups.append(kind(**{name: settings.pop(name) for name in names}))
+    config, options, source, spread = groups
+    if settings:
+        raise TypeError(f"there is no setting {', '.join(settings)}; config.py lists all of them")
+    splits = None if isinstance(data, str) else data
+    return load(loop.train(config, options, source, spread, splits))
+
+
+def load(folder: str | Path, step: int | None = None) -> "TrainedModel":
+    """Load a trained model from its workdir.
+
+    Args:
+        folder: the workdir.
+        step: which checkpoint; None for the newest that is whole.
+
+    Raises:
+        ConfigError: there is no such workdir or step.
+        CheckpointError: there is no checkpoint, or it can't be read.
+    """
+    folder = user_path("workdir", Path(folder))
+    run = workdir.read_config(folder)
+    checkpoint = _choose(folder, step)
+    model = build_model(run.model)
+    like = {"params": jax.eval_shape(model.init, jax.random.key(0))}
+    restored, progress = checkpoints.restore(checkpoint, like, run)
+    return TrainedModel(checkpoint, run, model, restored["params"], progress.history)
+
+
+def _choose(folder: Path, step: int | None) -> Path:
+    directory = folder / workdir.CHECKPOINTS
+    if step is None:
+        newest = checkpoints.find_newest(directory)
+        if newest is None:
+            raise CheckpointError(
+                f"no checkpoint in {directory}; make one with: {workdir.train_command(folder)}"
+            )
+        return newest
+    steps = checkpoints.list_steps(directory)
+    if step not in steps:
+        raise ConfigError(f"--step {step} is not in {directory}; choose one of {steps}")
+    checkpoint = directory / str(step)
+    if damage := checkpoints.find_damage(checkpoint):
+        raise CheckpointError(f"{checkpoint} is damaged ({damage}); choose another of {steps}")
+    return checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A trained model. Its methods take and return NumPy arrays and compile once for each size.
+
+    An image is (H, W, C) or (H, W), float in [0, 1] or uint8; several have a first axis more. A
+    label is a class, 0 to Y - 1, for all images or one for each. What is given for one image comes
+    back without the first axis.
+    """
+
+    checkpoint: Path
+    run: RunConfig
+    model: Model
+    params: Params = dataclasses.field(repr=False)
+    history: tuple[EpochMetrics, ...] = dataclasses.field(repr=False)
+
+    def sample(self, label: npt.ArrayLike, num: int = 10, seed: int = 0) -> np.ndarray:
+        """Draw samples of p(x | y): pixel means, (N, H, W, C) float32 in [0, 1].
+
+        Args:
+            label: a class, drawn `num` times, or a list of N classes, each drawn once.
+            num: number of images of one class.
+            seed: from 0 to 2**32 - 1; equal seeds give equal images.
+        """
+        shape = np.shape(label) or (num,)
+        return draw_images(self.params, self._labels(label, shape), seed, model=self.model)
+
+    def encode(self, image: npt.ArrayLike, label: npt.ArrayLike) -> np.ndarray:
+        """Return the centre of q(z | x, y), (Z,) or (N, Z), where the prior is N(0, I)."""
+        images, is_one = self._images(image)
+        latent = self._encode(self.params, images, self._labels(label, (len(images),)))
+        return np.asarray(latent)[0] if is_one else np.asarray(latent)
+
+    def decode(self, latent: npt.ArrayLike, label: npt.ArrayLike) -> np.ndarray:
+        """Return the pixel means of p(x | z, y), (H, W, C) or (N, H, W, C), in [0, 1].
+
+        Args:
+            latent: (Z,) or (N, Z), for example from `encode`.
+            label: a class, or one for each latent.
+        """
+        latents = np.asarray(latent, np.float32)
+        is_one = latents.ndim == 1
+        latents = latents.reshape(-1, self.model.latent_dim)
+        image = self._decode(self.params, latents, self._labels(label, (len(latents),)))
+        return np.asarray(image)[0] if is_one else np.asarray(image)
+
+    def log_likelihood(
+        self, image: npt.ArrayLike, label: npt.ArrayLike, num_samples: int = 100, seed: int = 0
+    ) -> np.ndarray:
+        """Estimate log p(x | y) by importance sampling, in nats per image, () or (N,).
+
+        In expectation it is a lower bound, which rises with `num_samples` (Burda et al. 2016). It
+        is the logarithm of a probability for black and white images only.
+
+        Args:
+            image: one image or several.
+            label: a class, or one for each image.
+            num_samples: latents of each image.
+            seed: of the latents.
+        """
+        images, is_one = self._images(image)
+        labels = self._labels(label, (len(images),))
+
+        def estimate(row: jax.Array) -> jax.Array:
+            chosen = images[row], labels[row], row
+            return self._likelihood(self.params, *chosen, np.uint32(seed), num_samples)
+
+        batch_size = min(len(images), _IMAGES_AT_A_TIME)
+        found: np.ndarray = map_rows(estimate, len(images), batch_size)
+        return found[0] if is_one else found
+
+    @cached_property
+    def _encode(self) -> Any:
+        def centre(params: Params, image: jax.Array, label: jax.Array) -> jax.Array:
+            noise = jnp.zeros((len(label), self.model.latent_dim))
+            return self.model.autoencode(params, image, label, noise).latent
+
+        return jax.jit(centre)
+
+    @cached_property
+    def _decode(self) -> Any:
+        return jax.jit(lambda *args: jax.nn.sigmoid(self.model.decode(*args)))
+
+    @cached_property
+    def _likelihood(self) -> Any:
+        def estimate(
+            params: Params,
+            image: jax.Array,
+            label: jax.Array,
+            index: jax.Array,
+            seed: jax.Array,
+            num_samples: int,
+        ) -> jax.Array:
+            return importance_log_likelihood(
+                params,
+                image,
+                label,
+                fold_in_each(make_key(seed, Purpose.LIKELIHOOD), index),
+                model=self.model,
+                num_samples=num_samples,
+                chunk_size=min(num_samples, _LATENTS_AT_A_TIME),
+            ).log_likelihood
+
+        return jax.jit(estimate, static_argnums=5)
+
+    def _images(self, image: npt.ArrayLike) -> tuple[np.ndarray, bool]:
+        """Return images as (N, H, W, C) float32 in [0, 1], and whether one was given alone."""
+        array, shape = np.asarray(image), self.run.image_shape
+        shapes = [shape, shape[:2]] if shape[2] == 1 else [shape]
+        is_one = array.shape in shapes
+        if not is_one and array.shape[1:] not in shapes:
+            raise ValueError(f"images of shape {array.shape} don't fit the model's, {shape}")
+        if array.dtype == np.uint8:
+            array = array / np.float32(255)
+        array = array.astype(np.float32).reshape(-1, *shape)
+        if not (array.min(initial=0) >= 0 and array.max(initial=1) <= 1):
+            raise ValueError("float images must lie in [0, 1]; whole grey levels must be uint8")
+        return array, is_one
+
+    def _labels(self, label: npt.ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+        """Return labels as (N,) int32."""
+        labels = np.asarray(label)
+        if not np.issubdtype(labels.dtype, np.integer) or (
+            labels.size and not 0 <= labels.min() <= labels.max() < self.run.num_classes
+        ):
+            raise ValueError(f"there is no class {label!r}; choose 0 to {self.run.num_classes - 1}")
+        return np.broadcast_to(labels, shape).astype(np.int32)

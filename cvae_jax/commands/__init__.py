@@ -1,0 +1,1 @@
+"""Commands: the options of each command and what it does."""

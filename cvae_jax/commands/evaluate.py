@@ -1,0 +1,164 @@
+"""`cvae-jax evaluate`: measure a trained model; print a table, write JSON and a picture."""
+
+import contextlib
+import dataclasses
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cvae_jax import __version__
+from cvae_jax.commands.cli import many_imports
+from cvae_jax.config import LARGEST_SEED, DataOptions, require, require_count
+from cvae_jax.errors import DataError, UserError
+from cvae_jax.evaluation.measures import MEASURES
+
+if TYPE_CHECKING:
+    from cvae_jax.data.dataset import Splits
+
+_JSON, _PICTURE = "evaluation.json", "evaluation.png"
+_MOST_LATENTS = 10_000_000  # of one image
+_FEWEST_SAMPLES, _MOST_SAMPLES = 10, 1_000_000  # of a class; their spread needs some
+
+_FEWEST_IMAGES = 4  # one and its three nearest neighbours
+
+_QUICK_WITHOUT = ("classification",)  # it trains a judge, which takes minutes
+_QUICK_IMAGES, _QUICK_LATENTS = 1000, 500
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Measure how good a trained model is, on the whole test set."""
+
+    workdir: Path = Path("runs/mnist")
+    """Folder of the trained model."""
+    quick: bool = False
+    """Take a quick look, within a minute: without the classification score, and with the bound,
+    the likelihood and the latent of a fixed random thousand test images, 500 latents each."""
+    measures: tuple[str, ...] = tuple(MEASURES)
+    """What to measure."""
+    step: int | None = None
+    """Checkpoint to evaluate, by its training step. Default: the newest."""
+    out: Path | None = None
+    """Folder for evaluation.json and evaluation.png. Default: the workdir."""
+    num_importance_samples: int = 5000
+    """Latents drawn for each test image to estimate its log-likelihood."""
+    num_samples: int = 1000
+    """Images drawn of each class."""
+    seed: int = 0
+    """Seed of all that is drawn; the same seed gives the same figures."""
+    data: DataOptions = dataclasses.field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        names = ", ".join(MEASURES)
+        require(bool(self.measures), "measures", "", f"some of {names}")
+        for name in self.measures:
+            require(name in MEASURES, "measures", name, f"some of {names}")
+        require_count("num-importance-samples", self.num_importance_samples, most=_MOST_LATENTS)
+        require_count("num-samples", self.num_samples, _FEWEST_SAMPLES, _MOST_SAMPLES)
+        if self.step is not None:
+            require_count("step", self.step, least=0)
+        require_count("seed", self.seed, least=0, most=LARGEST_SEED)
+
+
+def run(options: EvaluateOptions) -> None:
+    """Measure a trained model; print a table, write JSON and a picture."""
+    started = time.perf_counter()
+    with many_imports():
+        import jax
+
+        from cvae_jax import api
+        from cvae_jax.data.sources import load_dataset
+        from cvae_jax.evaluation import page, report
+        from cvae_jax.evaluation.subject import Subject
+        from cvae_jax.runtime import devices
+        from cvae_jax.runtime.files import user_path, whole_file
+
+    folder = user_path("workdir", options.workdir)
+    if options.out:
+        folder = user_path("out", options.out)
+    if options.quick:
+        options = _shorten(options)
+    model = api.load(options.workdir, options.step)
+    print(f"model: {model.checkpoint}")
+    print(f"devices: {devices.describe()}", flush=True)
+    config, data = model.run.train, options.data
+    splits = load_dataset(config.dataset, source=data.source, data_dir=data.data_dir)
+    _require_data(splits, model.run.data_sha256, config.dataset)
+    subject = Subject(
+        model=model.model,
+        params=model.params,
+        splits=splits,
+        data_sha256=model.run.data_sha256,
+        binarize=config.binarize,
+        seed=options.seed,
+        num_importance_samples=options.num_importance_samples,
+        num_samples=options.num_samples,
+        num_test=_QUICK_IMAGES if options.quick else None,
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            files = [stack.enter_context(whole_file(folder / name)) for name in (_JSON, _PICTURE)]
+        except UserError as error:
+            raise UserError(f"{error}; choose another folder with --out") from error
+        # On accelerators, products of float32 matrices are rounded further unless this asks for
+        # all of their digits.
+        with jax.default_matmul_precision("highest"):
+            finding = report.measure(subject, options.measures)
+            shown = page.collect(subject, finding, model.history)
+        seconds = time.perf_counter() - started
+        title = f"{config.dataset}, {subject.trained_on}, step {model.checkpoint.name}"
+        settings = {
+            "version": __version__,
+            "step": int(model.checkpoint.name),
+            "seed": options.seed,
+            "quick": options.quick,
+            "num_importance_samples": options.num_importance_samples,
+            "num_samples": options.num_samples,
+            "train": dataclasses.asdict(config),
+            "data_sha256": model.run.data_sha256,
+            "devices": devices.describe(),
+            "python": platform.python_version(),
+            "jax": version("jax"),
+            "seconds": round(seconds, 1),
+        }
+        files[0].write(report.to_json(settings, finding))
+        page.draw_page(shown, title).savefig(files[1], format="png")
+    print(f"\n{report.table(finding)}\n")
+    if options.quick:
+        left_out = ", ".join(name for name in MEASURES if name not in options.measures)
+        number = min(_QUICK_IMAGES, len(splits.test.label))
+        print(
+            f"A quick look: left out {left_out or 'nothing'}; elbo, likelihood and latent are of "
+            f"{number:,} random test\nimages, the likelihood with K = "
+            f"{options.num_importance_samples}. For all of it, leave out --quick."
+        )
+    print(f"wrote {folder / _JSON} and {folder / _PICTURE}, after {seconds:.0f} s")
+
+
+def _shorten(options: EvaluateOptions) -> EvaluateOptions:
+    """Return the options of a quick look; measures that were chosen by name are kept."""
+    measures = options.measures
+    if measures == tuple(MEASURES):
+        measures = tuple(name for name in MEASURES if name not in _QUICK_WITHOUT)
+    return dataclasses.replace(
+        options,
+        measures=measures,
+        num_importance_samples=min(_QUICK_LATENTS, options.num_importance_samples),
+    )
+
+
+def _require_data(splits: "Splits", fingerprint: str, name: str) -> None:
+    """Raise `DataError` unless these are the model's data, and enough to be measured."""
+    if splits.fingerprint() != fingerprint:
+        raise DataError(
+            f"the model was trained on other data than this {name}; name them with --source and "
+            "--data-dir as in training"
+        )
+    for split, dataset in (("training", splits.train), ("test", splits.test)):
+        if len(dataset.label) < _FEWEST_IMAGES:
+            raise DataError(
+                f"{name} has {len(dataset.label)} {split} images; an evaluation needs "
+                f"{_FEWEST_IMAGES}"
+            )

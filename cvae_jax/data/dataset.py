@@ -1,0 +1,80 @@
+"""A data set in memory, and the one check that every source has to pass.
+
+Shapes in comments throughout the package:
+    N  examples of a data set      B  examples of a batch       S  steps
+    H, W, C  height, width and channels of an image             D  pixels, H * W * C
+    Y  classes                     Z  latent dimensions
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+
+from cvae_jax.errors import DataError
+
+if TYPE_CHECKING:  # a data set is loaded without JAX
+    import jax
+
+ArrayLike: TypeAlias = "jax.Array | np.ndarray"
+
+
+class Dataset(NamedTuple):
+    """Labelled images, on the host (NumPy) or on a device (JAX).
+
+    On a device the images are flat, (N, D), so that a row is one contiguous run of memory in
+    whatever layout the device prefers. The model restores the shape.
+    """
+
+    image: ArrayLike  # (N, H, W, C) or (N, D) uint8
+    label: ArrayLike  # (N,) int32
+
+
+class Splits(NamedTuple):
+    """The training and the test half of a data set, on the host, and its number of classes."""
+
+    train: Dataset
+    test: Dataset
+    num_classes: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of an image, (H, W, C)."""
+        height, width, channels = self.train.image.shape[1:]
+        return height, width, channels
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of all arrays. Equal data sets have equal fingerprints."""
+        digest = hashlib.sha256(str(self.num_classes).encode())
+        for dataset in (self.train, self.test):
+            for array in dataset:
+                digest.update(f"{array.dtype}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def check_splits(splits: Splits, where: str) -> Splits:
+    """Return splits unchanged; raise `DataError` at `where` if they are no data set."""
+    for name, (image, label) in (("training", splits.train), ("test", splits.test)):
+        low, high = (label.min(), label.max()) if label.size else (0, 0)
+        expected = splits.train.image.shape[1:]
+        for is_right, problem in (
+            (image.dtype == np.uint8, f"{name} images of {image.dtype}, not uint8"),
+            (label.dtype == np.int32, f"{name} labels of {label.dtype}, not int32"),
+            (image.ndim == 4 and image.size, f"no {name} images: their shape is {image.shape}"),
+            (image.shape[1:] == expected, f"images of two sizes: {expected}, {image.shape[1:]}"),
+            (
+                label.shape == image.shape[:1],
+                f"{len(image)} {name} images and {len(label)} labels; there must be one for each",
+            ),
+            (
+                low >= 0 and high < splits.num_classes,
+                f"{name} labels from {low} to {high}, outside the classes, 0 to "
+                f"{splits.num_classes - 1}",
+            ),
+        ):
+            if not is_right:
+                raise DataError(f"{where} has {problem}")
+    return splits

@@ -1,0 +1,214 @@
+"""The source "tfds": TensorFlow Datasets without TensorFlow.
+
+TFDS's own MNIST needs TensorFlow to unpack, to read IDX and to encode PNG. Here its builder reads
+IDX with `idx`, encodes with Pillow and writes ArrayRecord, which TFDS reads without TensorFlow.
+Pooch downloads, since TFDS waits for a silent server without end. Images are decoded once and then
+kept as packed arrays beside what TFDS has prepared.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from cvae_jax.config import require
+from cvae_jax.data import idx
+from cvae_jax.data.dataset import Dataset, Splits, check_splits
+from cvae_jax.errors import DataError, UserError
+from cvae_jax.runtime.files import reason, user_path, write_arrays
+
+NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+"""The data sets that can be prepared here, and the names of their TFDS builders."""
+
+_FORMAT = "array_record"
+_WAIT_SECONDS = 10  # for a connection, and for the next part of a download
+_PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+_FILES = [f"{part}-ubyte.gz" for part in _PARTS]
+
+_ARRAYS = ("train_image", "train_label", "test_image", "test_label")  # of the packed arrays
+
+_log = logging.getLogger(__name__)
+
+
+def load(name: str, data_dir: Path | None) -> Splits:
+    """Load a data set that TFDS has prepared, or download and prepare it first."""
+    require(name in NAMES, "dataset", repr(name), f"{', '.join(NAMES)}, or --source idx")
+    data_dir = data_dir or default_folder()
+    directory = find_prepared(name, data_dir) or prepare(name, data_dir)
+    cache = directory / "cvae_jax.npz"
+    if cache.exists():
+        try:
+            return _read_cache(cache)
+        except Exception as error:  # zipfile and NumPy raise a dozen types on a damaged file
+            _log.warning("%s is damaged (%s); decoding the images again", cache, reason(error))
+    splits = decode(directory)
+    try:
+        _write_cache(cache, splits)
+    except UserError as error:  # the folder may be shared and read-only
+        _log.warning("%s; the next start has to decode the images again", error)
+    return splits
+
+
+def default_folder() -> Path:
+    """Return the folder in which TFDS itself keeps data sets."""
+    return user_path("data-dir", Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+
+
+def find_prepared(name: str, data_dir: Path) -> Path | None:
+    """Return the newest version of a data set that TFDS has prepared as ArrayRecord."""
+    versions = {}
+    for path in (data_dir / name).glob("*/dataset_info.json"):
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name, re.ASCII):
+            try:
+                file_format = json.loads(path.read_text()).get("fileFormat")
+            except (OSError, ValueError, AttributeError, RecursionError) as error:
+                raise DataError(f"{path} can't be read: {error}; delete its folder") from error
+            if file_format == _FORMAT:
+                versions[tuple(map(int, path.parent.name.split(".")))] = path.parent
+    return versions[max(versions)] if versions else None
+
+
+def decode(directory: Path) -> Splits:
+    """Decode every image of a prepared data set, in the order of the original files."""
+    import tensorflow_datasets as tfds
+
+    def read(split: str) -> Dataset:
+        source = builder.as_data_source(split)
+        position = _original_positions(split, len(source))
+        image = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
+        label = np.empty(len(source), np.int32)
+        for i in tqdm(range(len(source)), desc=f"decoding {split}", unit="image", delay=1):
+            example = source[i]
+            image[position[i]], label[position[i]] = example["image"], int(example["label"])
+        return Dataset(image, label)
+
+    try:
+        features = (directory / "features.json").read_text(encoding="utf-8")
+        json.loads(features, object_hook=_refuse_foreign_classes)
+        builder = tfds.builder_from_directory(directory)
+        splits = Splits(read("train"), read("test"), builder.info.features["label"].num_classes)
+        return check_splits(splits, "it")
+    except Exception as error:  # TFDS and ArrayRecord raise any type on a damaged file
+        raise DataError(
+            f"the data set in {directory} can't be read ({reason(error)}); delete that folder, and "
+            "the next start prepares it anew"
+        ) from error
+
+
+def _refuse_foreign_classes(description: dict[str, Any]) -> dict[str, Any]:
+    """Raise where a part of features.json would make TFDS import a module that is not its own."""
+    for key in ("pythonClassName", "python_class_name", "type"):
+        name = description.get(key, "tensorflow_datasets.")
+        if not str(name).startswith("tensorflow_datasets."):
+            raise ValueError(f"features.json names the foreign class {name!r}")
+    return description
+
+
+def _original_positions(split: str, num_examples: int) -> np.ndarray:
+    """Undo TFDS's shuffle: entry i is the place in the original file of its example i.
+
+    TFDS stores examples by the MD5 of the split's name and their key, here their number. It
+    promises to keep that rule within a version of a data set.
+    """
+
+    def rank(index: int) -> bytes:
+        return hashlib.md5(f"{split}{index}".encode(), usedforsecurity=False).digest()
+
+    return np.array(sorted(range(num_examples), key=rank))
+
+
+def prepare(name: str, data_dir: Path) -> Path:
+    """Download a data set, let TFDS store it as ArrayRecord and return its folder."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = _make_builder(name, data_dir)
+        directory = Path(builder.data_dir)
+        if directory.exists():  # TFDS would take it for what it is to prepare
+            raise OSError(f"{directory} is there in part, or in a format for TensorFlow alone")
+        builder.paths = [_fetch(name, builder, file, data_dir / "downloads") for file in _FILES]
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(download_config=config, file_format=_FORMAT)
+    except DataError:
+        raise
+    except Exception as error:  # TFDS asserts what it expects in its folder; the disk may be full
+        raise DataError(
+            f"{name} can't be prepared: {reason(error, data_dir)}; delete {data_dir / name}, or "
+            "choose another --data-dir"
+        ) from error
+    return directory
+
+
+def _make_builder(name: str, data_dir: Path) -> Any:
+    """Make TFDS's builder of a data set, with the steps replaced that need TensorFlow."""
+    from PIL import Image
+    from tensorflow_datasets.image_classification import mnist as tfds_mnist
+
+    parent: Any = getattr(tfds_mnist, NAMES[name])
+
+    class Builder(parent, skip_registration=True):  # type: ignore[misc, call-arg]
+        url_infos = parent.url_infos  # TFDS would look for them beside this file
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            train, test = self.paths[:2], self.paths[2:]
+            return {"train": self._generate_examples(train), "test": self._generate_examples(test)}
+
+        def _generate_examples(self, paths: list[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
+            image, label = idx.read(paths[0], num_axes=3), idx.read(paths[1], num_axes=1)
+            for key in range(len(image)):
+                yield key, {"image": Image.fromarray(image[key]), "label": int(label[key])}
+
+    Builder.name = name
+    return Builder(data_dir=data_dir)
+
+
+def _fetch(name: str, builder: Any, file: str, downloads: Path) -> Path:
+    """Find one of the four files by its digest, which TFDS knows, or download it."""
+    import pooch
+    from tensorflow_datasets.core.download.resource import get_dl_fname
+
+    url, manual = builder.URL + file, downloads / "manual"
+    info = builder.url_infos[url]
+    try:
+        for path in (manual / name / file, manual / file):  # TFDS's own place is the second one
+            if path.exists() and pooch.file_hash(str(path)) == info.checksum:
+                return path
+        pooch.get_logger().setLevel(logging.WARNING)
+        with tqdm(total=info.size, desc=file, unit="B", unit_scale=True, delay=1) as bar:
+            downloader = pooch.HTTPDownloader(
+                progressbar=bar,
+                chunk_size=1 << 16,
+                timeout=_WAIT_SECONDS,
+                headers={"Accept-Encoding": "identity"},  # the digest is that of the packed file
+            )
+            where = {"path": downloads / name, "fname": get_dl_fname(url, info.checksum)}  # TFDS's
+            return Path(pooch.retrieve(url, info.checksum, downloader=downloader, **where))
+    except Exception as error:  # of the network, of the disk, or another digest
+        raise DataError(
+            f"{name} is not prepared here and {url} can't be downloaded ({reason(error)}); try "
+            f"again, or put the original {', '.join(_FILES)} of {name} into {manual / name}"
+        ) from error
+
+
+def _write_cache(path: Path, splits: Splits) -> None:
+    arrays = dict(zip(_ARRAYS, (*splits.train, *splits.test), strict=True))
+    fingerprint = np.array(splits.fingerprint())
+    write_arrays(path, **arrays, num_classes=splits.num_classes, fingerprint=fingerprint)
+
+
+def _read_cache(path: Path) -> Splits:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        image, label, test_image, test_label = (arrays[name] for name in _ARRAYS)
+        splits = Splits(
+            Dataset(image, label), Dataset(test_image, test_label), int(arrays["num_classes"])
+        )
+        if splits.fingerprint() != str(arrays["fingerprint"]):
+            raise DataError("its arrays don't match its fingerprint")
+    return check_splits(splits, "it")

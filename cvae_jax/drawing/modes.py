@@ -1,0 +1,43 @@
+"""Ways to draw with a trained model; each returns a `Picture`."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cvae_jax.drawing import figures
+from cvae_jax.models.family import Model, Params
+from cvae_jax.models.sampling import draw_images
+
+
+class Picture(NamedTuple):
+    """Images with their captions, in the order in which they are laid out."""
+
+    image: np.ndarray  # (N, H, W, C) float32 in [0, 1]
+    caption: Sequence[object] | np.ndarray  # N, one over each image
+    title: str
+    num_columns: int
+
+    def figure(self) -> Figure:
+        """Return the picture as a Matplotlib figure."""
+        return figures.image_grid(
+            self.image, self.caption, self.title, num_columns=self.num_columns
+        )
+
+
+def samples(
+    params: Params,
+    label: np.ndarray,
+    seed: int,
+    *,
+    model: Model,
+    title: str = "samples",
+    description: str = "",
+) -> Picture:
+    """Draw one sample of p(x | y) for each label, (N,) int32, with the label as its caption.
+
+    The last two arguments are the picture's title and the progress bar's description.
+    """
+    image = draw_images(params, label, seed, model=model, description=description)
+    return Picture(image, label, title, num_columns=5 if len(label) <= 10 else 10)

@@ -1,0 +1,74 @@
+"""Samples of p(x | y): the one place where a model's prior is drawn from."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from cvae_jax.keys import Purpose, fold_in_each, make_key
+from cvae_jax.models.family import Model, Params
+from cvae_jax.noise import example_noise
+
+_AT_A_TIME = 1000
+"""Images drawn at a time, so that memory and compilation don't grow with their number."""
+
+
+def sample(
+    params: Params, index: jax.Array, label: jax.Array, key: jax.Array, *, model: Model
+) -> jax.Array:
+    """Decode a standard normal latent for each label; return pixel means, (B, H, W, C) in [0, 1].
+
+    Args:
+        params: the model's parameters.
+        index: (B,) int32, the numbers of the samples within their set. Key, index and label fix an
+            image, so a set can be drawn in pieces of any size.
+        label: (B,) int32, the classes to draw.
+        key: one typed key for the whole set.
+        model: the model that `params` belong to.
+    """
+    latent = example_noise(fold_in_each(key, index), model.latent_dim)
+    return jax.nn.sigmoid(model.decode(params, latent, label))
+
+
+def draw_images(
+    params: Params,
+    label: np.ndarray,
+    seed: int,
+    *,
+    model: Model,
+    purpose: Purpose = Purpose.SAMPLES,
+    description: str = "",
+) -> np.ndarray:
+    """Draw an image for each label; return pixel means, (N, H, W, C) float32 in [0, 1].
+
+    Args:
+        params: the model's parameters.
+        label: (N,) int32, the classes to draw.
+        seed: from 0 to 2**32 - 1; equal seeds give equal images, whatever their number.
+        model: the model that `params` belong to.
+        purpose: of the key that the latents are drawn from.
+        description: of the progress bar, which appears after a second; none where it is empty.
+    """
+    program = _compile_sampler(model, purpose)
+    batch_size = min(len(label), _AT_A_TIME)
+    image = np.empty((len(label), *model.config.image_shape), np.float32)
+    starts = range(0, len(label), batch_size)
+    for start in tqdm(starts, desc=description, unit="batch", delay=1, disable=not description):
+        index = np.arange(start, start + batch_size, dtype=np.int32)
+        piece = slice(start, min(start + batch_size, len(label)))
+        padded = np.resize(label[piece], batch_size)
+        drawn = np.asarray(program(params, index, padded, np.uint32(seed)))
+        image[piece] = drawn[: piece.stop - start]
+    return image
+
+
+@functools.lru_cache(maxsize=8)
+def _compile_sampler(model: Model, purpose: Purpose) -> Callable[..., jax.Array]:
+    # The key is made inside: compiled on its own, it would take longer than all the rest.
+    @jax.jit
+    def program(params: Params, index: jax.Array, label: jax.Array, seed: jax.Array) -> jax.Array:
+        return sample(params, index, label, make_key(seed, purpose), model=model)
+
+    return program

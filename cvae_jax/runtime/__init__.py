@@ -1,0 +1,1 @@
+"""Runtime: devices, hosts, signals and files."""

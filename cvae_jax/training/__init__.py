@@ -1,0 +1,1 @@
+"""Training: the step, the scan over steps, and the loop over epochs."""

@@ -1,0 +1,130 @@
+"""The training step and the scan over many of them: (state, batch, key) -> (state, sums)."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cvae_jax.data.batches import Batch, Gathered, binarize, in_turn
+from cvae_jax.data.dataset import Dataset
+from cvae_jax.models.family import Model, Params
+from cvae_jax.models.objective import elbo_terms
+from cvae_jax.noise import batch_noise
+from cvae_jax.storage.history import LossSums
+
+
+class TrainState(NamedTuple):
+    """All that training changes. Keys and batches are functions of (seed, step) alone."""
+
+    step: jax.Array  # () int32, batches trained on so far
+    params: Params
+    opt_state: Any
+
+
+def init_state(key: jax.Array, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the state before the first step; `key` fixes the weights."""
+    params = model.init(key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def batch_loss(params: Params, batch: Batch, noise: jax.Array, *, model: Model) -> LossSums:
+    """Return the loss of a batch, BCE plus KL, summed over its real examples, in nats.
+
+    Args:
+        params: the model's parameters.
+        batch: image (B, ...), label (B,), mask (B,).
+        noise: (B, Z) standard normal.
+        model: the model that `params` belong to.
+    """
+    terms = elbo_terms(params, batch.image, batch.label, noise, model=model)
+    return LossSums(
+        reconstruction=-(terms.log_likelihood * batch.mask).sum(),
+        kl=(terms.kl.sum(axis=-1) * batch.mask).sum(),
+        num_examples=batch.mask.sum(),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    binarize_key: jax.Array | None = None,
+) -> tuple[TrainState, LossSums]:
+    """Take one optimizer step on the loss summed over a batch (BCE plus KL, in nats).
+
+    It is pure, to be bound and compiled by the caller:
+    `jax.jit(partial(train_step, model=model, optimizer=optimizer), donate_argnames="state")`.
+
+    Args:
+        state: the state before the step.
+        batch: image (B, ...), label (B,), mask (B,).
+        key: one typed key for the whole run; the noise of a step is a function of it and of
+            `state.step`.
+        model: the model that `state.params` belong to.
+        optimizer: the transformation that `state.opt_state` belongs to.
+        binarize_key: one typed key for the whole run; the images are drawn black and white from
+            it and `state.step`. None: their grey levels are used as they are.
+
+    Returns:
+        The new state, and the loss of the batch before the step.
+    """
+    noise_key = jax.random.fold_in(key, state.step)
+    noise = batch_noise(noise_key, len(batch.label), model.latent_dim)
+    if binarize_key is not None:
+        image_key = jax.random.fold_in(binarize_key, state.step)
+        batch = batch._replace(image=binarize(batch.image, image_key))
+
+    def loss(params: Params) -> tuple[jax.Array, LossSums]:
+        sums = batch_loss(params, batch, noise, model=model)
+        return sums.loss, sums
+
+    gradient, sums = jax.grad(loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), sums
+
+
+def train_steps(
+    state: TrainState,
+    examples: Dataset | Gathered,
+    order: jax.Array,
+    key: jax.Array,
+    *,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    binarize_key: jax.Array | None = None,
+) -> tuple[TrainState, LossSums]:
+    """Take one step for each row of `order` in one `lax.scan`: an epoch, or a part of one.
+
+    Args:
+        state: the state before the first step; donate it.
+        examples: the training set on the device, or what `order` takes of it.
+        order: (S, B) int32 indices into the training set, from `batches.epoch_order`.
+        key: as in `train_step`.
+        model: as in `train_step`.
+        optimizer: as in `train_step`.
+        binarize_key: as in `train_step`.
+
+    Returns:
+        The state after the last step, and the sums of every step, each (S,).
+    """
+    entries, make_batch = in_turn(examples, order)
+    one_step = partial(train_step, model=model, optimizer=optimizer, binarize_key=binarize_key)
+
+    def step(state: TrainState, entry: Any) -> tuple[TrainState, jax.Array]:
+        state, sums = one_step(state, make_batch(entry), key)
+        # One array of them: on a GPU three would be three copies, and cut the step's graph in two.
+        return state, jnp.stack(sums)
+
+    state, sums = jax.lax.scan(step, state, entries)
+    return state, LossSums(*sums.T)
+
+
+def is_finite(state: TrainState) -> jax.Array:
+    """Return whether every number of a state is finite, () bool."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()

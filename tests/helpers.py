@@ -1,0 +1,116 @@
+"""What several test modules share."""
+
+import csv
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cvae_jax.config import ModelConfig, RunConfig, TrainConfig
+from cvae_jax.data.batches import epoch_order
+from cvae_jax.data.dataset import Dataset, Splits
+from cvae_jax.models.family import Autoencoding, Model, Params
+from cvae_jax.storage import checkpoints
+from cvae_jax.training.programs import build_programs
+from cvae_jax.training.step import TrainState, init_state
+
+NUM_DEVICES = 8
+"""Of the CPU. A test uses the first one alone, unless it says otherwise."""
+
+SMALL = ModelConfig(image_shape=(28, 28, 1), num_classes=10, hidden_dim=32, latent_dim=5)
+SMALL_CONFIG = TrainConfig(hidden_dim=32, latent_dim=5)
+
+
+def assert_trees_equal(left: object, right: object) -> None:
+    """Compare two pytrees to the bit."""
+    assert jax.tree.structure(left) == jax.tree.structure(right)  # type: ignore[operator]
+    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def run_config(splits: Splits, config: TrainConfig = SMALL_CONFIG) -> RunConfig:
+    """Return the settings of a run on a data set."""
+    return RunConfig(config, splits.image_shape, splits.num_classes, splits.fingerprint())
+
+
+def read_metrics(workdir: Path) -> list[dict[str, str]]:
+    """Return the rows of metrics.csv without their seconds."""
+    with (workdir / "metrics.csv").open(newline="") as file:
+        return [
+            {name: value for name, value in row.items() if name != "seconds"}
+            for row in csv.DictReader(file)
+        ]
+
+
+def final_state(workdir: Path, splits: Splits, config: TrainConfig = SMALL_CONFIG) -> TrainState:
+    """Return the state in the newest checkpoint of a workdir."""
+    run = run_config(splits, config)
+    like = jax.eval_shape(build_programs(run, splits).init)
+    newest = checkpoints.find_newest(workdir / "checkpoints")
+    assert newest is not None
+    return TrainState(**checkpoints.restore(newest, like._asdict(), run)[0])
+
+
+def epoch_shapes(model: Model, optimizer: optax.GradientTransformation, batch_size: int) -> Any:
+    """Return the shapes of the arguments of `train_steps` for an epoch of all MNIST."""
+    key = jax.random.key(0)
+    order = partial(epoch_order, num_examples=60_000, batch_size=batch_size)
+    return (
+        jax.eval_shape(partial(init_state, model=model, optimizer=optimizer), key),
+        jax.eval_shape(
+            lambda: Dataset(jnp.zeros((60_000, 784), jnp.uint8), jnp.zeros((60_000,), jnp.int32))
+        ),
+        jax.eval_shape(lambda: order(key=key, epoch=0)),
+        jax.eval_shape(lambda: key),
+    )
+
+
+# A model whose log p(x | y) is known: logits linear in a latent of one dimension, so that
+# p(x | y) is an integral over the real line, which Gauss-Hermite quadrature gives exactly.
+
+TOY = ModelConfig(image_shape=(2, 3, 1), num_classes=3, hidden_dim=1, latent_dim=1)
+
+
+def toy_model() -> Model:
+    """Return the model; its q(z | x, y) is a normal distribution that depends on both."""
+
+    def init(key: jax.Array) -> Params:
+        keys = jax.random.split(key, 4)
+        return {
+            "slope": jax.random.normal(keys[0], (3, 6)),
+            "offset": jax.random.normal(keys[1], (3, 6)),
+            "encoder": 0.3 * jax.random.normal(keys[2], (3, 6)),
+            "logvar": -0.5 + 0.1 * jax.random.normal(keys[3], (3,)),
+        }
+
+    def decode(params: Params, latent: jax.Array, label: jax.Array) -> jax.Array:
+        logits = params["slope"][label] * latent + params["offset"][label]
+        return logits.reshape(-1, *TOY.image_shape)
+
+    def autoencode(
+        params: Params, image: jax.Array, label: jax.Array, noise: jax.Array
+    ) -> Autoencoding:
+        flat = image.reshape(len(label), -1)
+        mean = (params["encoder"][label] * flat).sum(axis=-1, keepdims=True)
+        logvar = params["logvar"][label][:, jnp.newaxis]
+        latent = mean + jnp.exp(0.5 * logvar) * noise
+        log_ratio = 0.5 * (latent**2 - noise**2 - logvar).sum(axis=-1)
+        kl = 0.5 * (jnp.exp(logvar) + mean**2 - 1 - logvar)
+        return Autoencoding(latent, decode(params, latent, label), log_ratio, kl)
+
+    return Model(TOY, 1, init, autoencode, decode)
+
+
+def toy_log_likelihood(params: Params, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return log p(x | y) of the toy model for images (N, 6) and labels (N,), in nats."""
+    node, weight = np.polynomial.hermite_e.hermegauss(80)
+    slope, offset = (
+        np.asarray(params[name], np.float64)[label][:, np.newaxis] for name in ("slope", "offset")
+    )
+    logits = slope * node[np.newaxis, :, np.newaxis] + offset  # (N, nodes, D)
+    log_p = (image[:, np.newaxis] * logits - np.logaddexp(0, logits)).sum(axis=-1)
+    return np.asarray(np.log((weight / weight.sum() * np.exp(log_p)).sum(axis=-1)))
