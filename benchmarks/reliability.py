@@ -335,7 +335,11 @@ _TESTS = (  # fault, promise, arguments of pytest
     (
         "checkpoints swapped, renamed or copied",
         "an older whole one taken, or refused in a line",
-        ("tests/test_faults.py", "tests/test_checkpoints.py", "-k=swapped or name"),
+        (
+            "tests/test_faults.py",
+            "tests/test_checkpoints.py",
+            "-k=swapped or newest_name or each_others",
+        ),
     ),
     (
         "a wrong record, workdir or checkpoint",

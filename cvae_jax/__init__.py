@@ -4,7 +4,7 @@
     model = cvae_jax.train("mnist", epochs=3)
     sixes = model.sample(6)
 
-Names are imported at their first use, so that `import cvae_jax` takes no time.
+Names are imported at their first use, so that `import cvae_jax` is fast.
 """
 
 from importlib import import_module

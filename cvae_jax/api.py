@@ -33,15 +33,16 @@ def train(
 
     Args:
         data: the name of a data set, or its arrays.
-        verbose: whether to print and to show a progress bar.
+        verbose: whether to print and to show a progress bar; warnings are always printed.
         **settings: any option of `cvae-jax train` under its Python name, for example epochs=3,
             workdir="runs/mine", latent_dim=20 or source="idx" (`config.py` has all of them).
 
     Raises:
         TypeError: a setting does not exist.
-        UserError: as in `training.loop.train`.
+        ConfigError: a setting is out of bounds.
+        UserError: the run failed, as in `training.loop.train`.
     """
-    from cvae_jax.training import loop  # late, so that `load` need not wait for it
+    from cvae_jax.training import loop  # late, so that `load` starts without it
 
     settings |= {"quiet": not verbose}
     if isinstance(data, str):
@@ -67,11 +68,11 @@ def load(folder: str | Path, step: int | None = None) -> "TrainedModel":
 
     Args:
         folder: the workdir.
-        step: which checkpoint; None for the newest that is whole.
+        step: the step of the checkpoint; None for the newest whole one.
 
     Raises:
         ConfigError: there is no such workdir or step.
-        CheckpointError: there is no checkpoint, or it can't be read.
+        CheckpointError: there is no checkpoint, or it is damaged or can't be read.
     """
     folder = user_path("workdir", Path(folder))
     run = workdir.read_config(folder)
@@ -104,9 +105,10 @@ def _choose(folder: Path, step: int | None) -> Path:
 class TrainedModel:
     """A trained model. Its methods take and return NumPy arrays and compile once for each size.
 
-    An image is (H, W, C) or (H, W), float in [0, 1] or uint8; several have a first axis more. A
-    label is a class, 0 to Y - 1, for all images or one for each. What is given for one image comes
-    back without the first axis.
+    An image is (H, W, C) or (H, W), float in [0, 1] or uint8; several images have one more axis,
+    the first. A label is a class from 0 to Y - 1: one for all images, or one for each. The result
+    for a single image has no first axis. Images or labels that don't fit the model raise
+    ValueError.
     """
 
     checkpoint: Path
@@ -116,7 +118,7 @@ class TrainedModel:
     history: tuple[EpochMetrics, ...] = dataclasses.field(repr=False)
 
     def sample(self, label: npt.ArrayLike, num: int = 10, seed: int = 0) -> np.ndarray:
-        """Draw samples of p(x | y): pixel means, (N, H, W, C) float32 in [0, 1].
+        """Draw samples of p(x | y); return pixel means, (N, H, W, C) float32 in [0, 1].
 
         Args:
             label: a class, drawn `num` times, or a list of N classes, each drawn once.
@@ -157,7 +159,7 @@ class TrainedModel:
             image: one image or several.
             label: a class, or one for each image.
             num_samples: latents of each image.
-            seed: of the latents.
+            seed: from 0 to 2**32 - 1; fixes the latents.
         """
         images, is_one = self._images(image)
         labels = self._labels(label, (len(images),))

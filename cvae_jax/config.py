@@ -2,7 +2,7 @@
 
 The command line is made from these classes: the text under a field is its `--help`. A value out of
 bounds raises `ConfigError` when the object is made. This module does not import JAX, so that
-`--help` and a bad argument's error come at once.
+`--help` and errors in arguments appear at once.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class RunOptions:
     """How far to train, and where the results go."""
 
     epochs: int = 100
-    """Train up to this epoch. A workdir with fewer goes on from its newest checkpoint."""
+    """Train up to this epoch. A run that stopped earlier resumes from its newest checkpoint."""
     workdir: Path | None = None
     """Folder of all results. Default: runs/<dataset>."""
     sample_every: int = 10
@@ -115,6 +115,7 @@ class DataOptions:
     source: Source = "auto"
     """Source of the images.
     auto: what TFDS has prepared, else the MNIST in this package, else TFDS's download.
+    bundled: the MNIST in this package. tfds: what TFDS has prepared, else its download.
     idx: four IDX files (.gz, .xz or plain) in --data-dir."""
     data_dir: Path | None = None
     """Folder of the TFDS data sets (default: TFDS's own), or of the four IDX files."""

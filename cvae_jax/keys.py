@@ -23,10 +23,10 @@ class Purpose(enum.IntEnum):
 
 
 def make_key(seed: int | jax.Array, purpose: Purpose) -> jax.Array:
-    """Return the key of a purpose, folded into the seed's root key, which draws nothing itself.
+    """Return the key of a purpose: the seed's root key with the purpose folded in.
 
-    The generator is Threefry, whatever JAX's default: its bits are the same on every device and
-    for every sharding.
+    Nothing is drawn from the root key itself. The generator is always Threefry, whatever JAX's
+    default is, because its bits are the same on every device and for every sharding.
 
     Args:
         seed: from 0 to 2**32 - 1; a uint32 where it is traced.
@@ -36,5 +36,5 @@ def make_key(seed: int | jax.Array, purpose: Purpose) -> jax.Array:
 
 
 def fold_in_each(key: jax.Array, index: jax.Array) -> jax.Array:
-    """Return a key for each index (B,), so that an example's noise does not depend on its batch."""
+    """Return one key for each index, (B,), so that no example's noise depends on its batch."""
     return jax.vmap(lambda one: jax.random.fold_in(key, one))(index)

@@ -1,4 +1,4 @@
-"""The standard normal noise of latents, drawn by the caller of a model and handed to it."""
+"""The standard normal noise of latents. The caller of a model draws it and passes it in."""
 
 import jax
 

@@ -38,7 +38,7 @@ MOMENTS = ("starting", "compiling", "mid-epoch", *TEMPORARIES)
 
 # What a run may print; anything else, such as a library's own error, is noise.
 _OUR_LINES = re.compile(
-    r"devices: |data: |going on after |compiling: |epoch \d+/\d+[:,]|results are in |SIG[A-Z]+: "
+    r"devices: |data: |resuming after |compiling: |epoch \d+/\d+[:,]|results are in |SIG[A-Z]+: "
     r"|error: |stopped|interrupted|nothing left to do|.* is damaged|the damaged checkpoint"
 )
 
@@ -92,13 +92,13 @@ class Started:
     @property
     def saved_at(self) -> str:
         """Where a signal stopped the run, as it printed it; "" where it had not begun."""
-        found = re.search(r"stopped and saved after (.*); the same command goes on", self.output)
+        found = re.search(r"stopped and saved after (.*); the same command resumes", self.output)
         return found[1] if found else ""
 
     @property
     def resumed_at(self) -> str:
         """Where the run went on, as it printed it; "" where it began anew."""
-        found = re.search(r"going on after (.*), from ", self.output)
+        found = re.search(r"resuming after (.*), from ", self.output)
         return found[1] if found else ""
 
     @property
@@ -287,7 +287,7 @@ def _resumed_too_early(output: str, least_step: int, least_epoch: int) -> list[s
     """Check that a run lost no checkpoint, and no more work than between two of them."""
     if "compiling: " not in output:
         return []
-    found = re.search(r"going on after epoch (\d+).*, from .*/(\d+)$", output, re.MULTILINE)
+    found = re.search(r"resuming after epoch (\d+).*, from .*/(\d+)$", output, re.MULTILINE)
     epoch, step = (int(group) for group in found.groups()) if found else (0, 0)
     if step >= least_step and epoch >= least_epoch:
         return []

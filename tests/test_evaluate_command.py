@@ -120,7 +120,7 @@ def test_a_quick_look_says_what_it_leaves_out(
     assert "classification accuracy score" not in found["measurements"]
     assert found["quick"]
     output = capsys.readouterr().out.replace("\n", " ")
-    assert "left out classification; elbo, likelihood and latent are of 8 random test" in output
+    assert "left out classification. It measured elbo, likelihood and latent on 8 random" in output
     assert "K = 7. For all of it, leave out --quick." in output
 
 

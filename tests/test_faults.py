@@ -75,7 +75,7 @@ def test_training_falls_back_to_a_whole_checkpoint_and_keeps_the_damaged_one(
     started = trainer.start()
     assert started.end() == 0
     assert f"{newest} is damaged (run.json" in started.output
-    assert f"going on after epoch {faults.EPOCHS - 1}, from " in started.output
+    assert f"resuming after epoch {faults.EPOCHS - 1}, from " in started.output
     assert (newest.with_name(f"{newest.name}.damaged") / "run.json").read_bytes() == b""
     assert fault_files.differences(copy, faults.small_reference()) == []
 
@@ -104,7 +104,7 @@ def test_swapped_checkpoints_are_damage_and_an_older_one_is_taken(
 
     started = trainer.start()
     assert started.end() == 0
-    assert f"going on after epoch {faults.EPOCHS - 2}, from {whole}" in started.output
+    assert f"resuming after epoch {faults.EPOCHS - 2}, from {whole}" in started.output
     assert fault_files.differences(copy, faults.small_reference()) == []
     assert len([*newest.parent.glob("*.damaged")]) == 2
 

@@ -103,7 +103,7 @@ def test_two_processes_train_are_stopped_killed_and_go_on_as_if_nothing_had_been
 
     resumed = Together(folder)
     assert resumed.end() == [0, 0], resumed.outputs
-    assert "going on after epoch" in resumed.outputs[0]
+    assert "resuming after epoch" in resumed.outputs[0]
     assert fault_files.differences(folder, tmp_path / "whole") == []
 
 
@@ -175,7 +175,7 @@ def set_slurm(monkeypatch: pytest.MonkeyPatch, num_tasks: str) -> None:
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no"), "out of memory; try a smaller"),
         (jax.errors.JaxRuntimeError("UNKNOWN: Gloo"), r"another one is gone \(UNKNOWN: Gloo\)"),
         (UserError("the disk is full"), "the disk is full"),
-        (KeyError("name"), "a mistake in cvae_jax: 'name'"),
+        (KeyError("name"), "a bug in cvae_jax: 'name'"),
     ],
 )
 @pytest.mark.usefixtures("nowhere")

@@ -223,6 +223,6 @@ def test_a_gradient_that_overflows_ends_the_run_though_its_loss_is_finite(
 
 
 def test_a_second_trainer_is_refused_before_it_touches_anything(train: Any, tmp_path: Path) -> None:
-    with workdir.lock(tmp_path), pytest.raises(UserError, match="is being trained in by process"):
+    with workdir.lock(tmp_path), pytest.raises(UserError, match="is in use by process"):
         train(tmp_path, 1)
     assert {path.name for path in tmp_path.iterdir()} <= {".lock"}

@@ -143,7 +143,7 @@ def test_a_second_trainer_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
     process.start()
     assert here.recv() == "locked"
     with (
-        pytest.raises(UserError, match=f"is being trained in by process {process.pid} on host"),
+        pytest.raises(UserError, match=f"is in use by process {process.pid} on host"),
         workdir.lock(tmp_path),
     ):
         pass

@@ -1,8 +1,8 @@
-"""The command line: from a command's name to one line for each error.
+"""The command line: choose a command, parse its options, run it, report errors in one line.
 
 A command is a module with a dataclass of options and a function `run(options)`, and one line in
 `COMMANDS`. The module imports no JAX, so that `--help` and bad arguments are answered at once.
-What is slow to import, `run` imports first:
+`run` begins with the slow imports:
 
     def run(options: SampleOptions) -> None:
         with many_imports():
@@ -79,7 +79,7 @@ def _parse(options: type, arguments: Sequence[str], program: str | None) -> Any:
     import tyro
 
     for option, value in itertools.pairwise(["", *arguments]):
-        # As a path it would be the current folder; most often a shell's variable is not set.
+        # An empty path would be the current folder; most often a shell variable is not set.
         if value == "" or re.fullmatch("--[a-z-]+=", value):
             raise ConfigError(
                 f"{value or f'{option} '}'' is empty; give a value, or leave the option out"
@@ -108,8 +108,8 @@ def many_imports() -> Iterator[None]:
 def one_line_errors() -> Iterator[None]:
     """End the process with one line on stderr and an exit status instead of a traceback.
 
-    Bad arguments exit with 2, a failed run with 1, Ctrl-C with 130, SIGTERM with 143. What is
-    printed appears at once, in a file or a pipe too.
+    Bad arguments exit with 2, a failed run with 1, Ctrl-C with 130, SIGTERM with 143. Output is
+    written line by line, to a file or a pipe too.
     """
     _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -118,7 +118,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         with signals.handled((signal.SIGTERM,), _raise_stopped):
             yield
-            gc.freeze()  # or Python, at its end, searches all that JAX and Matplotlib hold
+            gc.freeze()  # or Python searches all objects of JAX and Matplotlib when it exits
     except InterruptedRunError as stop:
         _end(str(stop), stop.exit_status, at_once=True)
     except UserError as error:
@@ -143,11 +143,11 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _raise_stopped(number: int, _: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt(number)  # what cleans up after Ctrl-C does so after SIGTERM as well
+    raise KeyboardInterrupt(number)  # so SIGTERM runs the same clean-up as Ctrl-C
 
 
 def _end(message: str, status: int, *, at_once: bool = False) -> NoReturn:
-    # A path in it may hold anything, such as the end of a line.
+    # A path in the message may hold any character, such as a line break.
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
     with contextlib.suppress(OSError):  # the reader may be gone
         print(line, file=sys.stderr, flush=True)
@@ -156,12 +156,12 @@ def _end(message: str, status: int, *, at_once: bool = False) -> NoReturn:
     except OSError:
         _drop_output()
     if at_once and not signals.in_ipython():
-        os._exit(status)  # Python's own way out waits for what JAX computes, or crashes on it
+        os._exit(status)  # sys.exit waits for what JAX computes, or crashes on it
     sys.exit(status)
 
 
 def _open_closed_streams() -> None:
-    """Open what a daemon, `pythonw` or `>&-` has closed, for output that nobody reads."""
+    """Open standard streams that a daemon, `pythonw` or `>&-` has closed; discard their output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # or a file opened later would receive what C code writes to these numbers
     os.close(descriptor)
@@ -171,12 +171,12 @@ def _open_closed_streams() -> None:
 
 
 def _drop_output() -> None:
-    """Discard what is still to be written, or Python fails on it once more at its end."""
+    """Discard buffered output, on which Python would fail once more when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Tolerant:
-    """A stream that continues without a reader."""
+    """A stream that ignores write errors, such as those of a pipe without a reader."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -196,7 +196,7 @@ class _Tolerant:
 
 @contextlib.contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Continue, and save, though the output can't be written.
+    """Ignore errors of the output, so that a run still saves.
 
     Ctrl-C, for example, ends the `tee` that a run is piped to before the run itself.
     """

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 _JSON, _PICTURE = "evaluation.json", "evaluation.png"
 _MOST_LATENTS = 10_000_000  # of one image
-_FEWEST_SAMPLES, _MOST_SAMPLES = 10, 1_000_000  # of a class; their spread needs some
-
+_FEWEST_SAMPLES, _MOST_SAMPLES = 10, 1_000_000  # of a class; a standard error needs some
 _FEWEST_IMAGES = 4  # one and its three nearest neighbours
 
 _QUICK_WITHOUT = ("classification",)  # it trains a judge, which takes minutes
@@ -34,8 +33,8 @@ class EvaluateOptions:
     workdir: Path = Path("runs/mnist")
     """Folder of the trained model."""
     quick: bool = False
-    """Take a quick look, within a minute: without the classification score, and with the bound,
-    the likelihood and the latent of a fixed random thousand test images, 500 latents each."""
+    """Evaluate within a minute: leave out the classification score, and measure the bound, the
+    likelihood (at most 500 latents) and the latent on 1,000 test images, chosen once at random."""
     measures: tuple[str, ...] = tuple(MEASURES)
     """What to measure."""
     step: int | None = None
@@ -102,8 +101,8 @@ def run(options: EvaluateOptions) -> None:
             files = [stack.enter_context(whole_file(folder / name)) for name in (_JSON, _PICTURE)]
         except UserError as error:
             raise UserError(f"{error}; choose another folder with --out") from error
-        # On accelerators, products of float32 matrices are rounded further unless this asks for
-        # all of their digits.
+        # Accelerators round products of float32 matrices further unless all digits are asked
+        # for.
         with jax.default_matmul_precision("highest"):
             finding = report.measure(subject, options.measures)
             shown = page.collect(subject, finding, model.history)
@@ -130,15 +129,15 @@ def run(options: EvaluateOptions) -> None:
         left_out = ", ".join(name for name in MEASURES if name not in options.measures)
         number = min(_QUICK_IMAGES, len(splits.test.label))
         print(
-            f"A quick look: left out {left_out or 'nothing'}; elbo, likelihood and latent are of "
-            f"{number:,} random test\nimages, the likelihood with K = "
+            f"--quick left out {left_out or 'nothing'}. It measured elbo, likelihood and latent on "
+            f"{number:,} random\ntest images, the likelihood with K = "
             f"{options.num_importance_samples}. For all of it, leave out --quick."
         )
     print(f"wrote {folder / _JSON} and {folder / _PICTURE}, after {seconds:.0f} s")
 
 
 def _shorten(options: EvaluateOptions) -> EvaluateOptions:
-    """Return the options of a quick look; measures that were chosen by name are kept."""
+    """Return the options of --quick; measures that were chosen by name are kept."""
     measures = options.measures
     if measures == tuple(MEASURES):
         measures = tuple(name for name in MEASURES if name not in _QUICK_WITHOUT)

@@ -17,7 +17,7 @@ class TrainCommand:
 
 
 def run(options: TrainCommand) -> None:
-    """Train; everything is written below the workdir."""
+    """Train a model, and write everything below the workdir."""
     with many_imports():
         from cvae_jax.training import loop
     with tolerant_output():

@@ -39,7 +39,7 @@ class Gathered(NamedTuple):
 def epoch_order(
     epoch: jax.Array | int, key: jax.Array, *, num_examples: int, batch_size: int
 ) -> jax.Array:
-    """Shuffle all examples for one epoch: (ceil(N / B), B) int32, filled up with NO_EXAMPLE.
+    """Return the indices of an epoch, shuffled: (ceil(N / B), B) int32, filled with NO_EXAMPLE.
 
     The order is a function of the key, one for the whole run, and the epoch's number.
     """
@@ -55,7 +55,7 @@ def in_rows(indices: ArrayLike, batch_size: int) -> jax.Array:
 
 
 def put_on_device(dataset: Dataset, sharding: NamedSharding | None = None) -> Dataset:
-    """Copy a data set to the default device or as a sharding says, images flat and still uint8."""
+    """Copy a data set to the default device, or as `sharding` says; images are (N, D) uint8."""
     copy = jax.device_put if sharding is None else partial(put, sharding=sharding)
     flat = dataset.image.reshape(len(dataset.label), -1)
     return Dataset(image=copy(flat), label=copy(dataset.label))
@@ -67,7 +67,7 @@ def gather(dataset: Dataset, order: np.ndarray, sharding: NamedSharding) -> Gath
     Args:
         dataset: NumPy arrays on the host.
         order: (S, B) indices. NO_EXAMPLE gathers the last example, as `take_batch` does.
-        sharding: of arrays (S, B, ...).
+        sharding: how arrays (S, B, ...) lie on the devices.
     """
     num_pixels = math.prod(dataset.image.shape[1:])
 
@@ -85,16 +85,16 @@ def gather(dataset: Dataset, order: np.ndarray, sharding: NamedSharding) -> Gath
 def take_batch(dataset: Dataset, row: jax.Array) -> Batch:
     """Take the examples of one row (B,) of indices and scale them to [0, 1].
 
-    NO_EXAMPLE, an index from the end, takes the last example; the mask leaves it out of all sums.
+    NO_EXAMPLE is -1, so it takes the last example; the mask leaves that out of all sums.
     """
     return _scale(jnp.asarray(dataset.image)[row], jnp.asarray(dataset.label)[row], row)
 
 
 def in_turn(examples: Dataset | Gathered, order: jax.Array) -> tuple[Any, Callable[[Any], Batch]]:
-    """Return what `lax.scan` goes over for the batches of `order`, and what makes one of them.
+    """Return what `lax.scan` runs over, one entry for each row, and what makes a batch of an entry.
 
     Args:
-        examples: a data set on the device, or batches that the host has gathered.
+        examples: a data set on the device, or the batches of `order`, gathered by the host.
         order: (S, B) indices into the data set.
     """
     if isinstance(examples, Gathered):
@@ -123,15 +123,15 @@ def map_rows(
 
     Args:
         function: compiled, from a row (B,) int32 of indices to a pytree of arrays (B, ...). The
-            last row is filled up with NO_EXAMPLE, and the results for that are left out.
+            last row is filled up with NO_EXAMPLE, whose results are left out.
         num_examples: N.
         batch_size: B. Memory grows with it.
-        description: of the progress bar, which appears after a second; "" is no bar.
+        description: the name of a progress bar that appears after a second; empty for no bar.
 
     Returns:
         The function's pytree, with NumPy arrays (N, ...).
     """
-    # Made by NumPy, since JAX would compile programs for it at each cold start.
+    # NumPy makes the rows, because JAX would compile programs for them at each cold start.
     rows = np.full((math.ceil(num_examples / batch_size), batch_size), NO_EXAMPLE, np.int32)
     rows.flat[:num_examples] = np.arange(num_examples)
     bar = tqdm(rows, desc=description, unit="batch", delay=1, disable=not description)
@@ -145,7 +145,7 @@ def binarize(image: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def binarize_dataset(dataset: Dataset, key: jax.Array) -> Dataset:
-    """Draw a black-and-white copy of a data set on the device, (N, D) uint8 of 0 and 255.
+    """Draw a black-and-white copy of a data set on the device; return (N, D) uint8, 0 or 255.
 
     Image i is a function of the key, i and its grey levels alone.
     """

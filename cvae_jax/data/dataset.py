@@ -1,9 +1,6 @@
 """A data set in memory, and the one check that every source has to pass.
 
-Shapes in comments throughout the package:
-    N  examples of a data set      B  examples of a batch       S  steps
-    H, W, C  height, width and channels of an image             D  pixels, H * W * C
-    Y  classes                     Z  latent dimensions
+`models/family.py` explains the letters of shapes.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ class Dataset(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The training and the test half of a data set, on the host, and its number of classes."""
+    """The training and the test set on the host, and their number of classes."""
 
     train: Dataset
     test: Dataset
@@ -56,7 +53,15 @@ class Splits(NamedTuple):
 
 
 def check_splits(splits: Splits, where: str) -> Splits:
-    """Return splits unchanged; raise `DataError` at `where` if they are no data set."""
+    """Return splits unchanged, once their types, shapes and labels are checked.
+
+    Args:
+        splits: what a source has loaded.
+        where: the subject of the error's message.
+
+    Raises:
+        DataError: an array has another type or shape, or a label is outside the classes.
+    """
     for name, (image, label) in (("training", splits.train), ("test", splits.test)):
         low, high = (label.min(), label.max()) if label.size else (0, 0)
         expected = splits.train.image.shape[1:]

@@ -27,7 +27,12 @@ _MOST_BYTES = 1 << 33  # ten times the largest of the well-known data sets of th
 
 
 def load(name: str, data_dir: Path | None) -> Splits:
-    """Load the four files of a folder. The data set may have any name."""
+    """Load the four files of a folder; the data set may have any name.
+
+    Raises:
+        ConfigError: there is no such folder.
+        DataError: as `load_directory`.
+    """
     if data_dir is None or not data_dir.is_dir():
         raise ConfigError(
             f"{name} can't be loaded from --data-dir {data_dir}, which does not exist; --source "
@@ -64,8 +69,15 @@ def load_directory(directory: Path, digests: Mapping[str, str] | None = None) ->
 def read(path: Path, num_axes: int, sha256: str | None = None) -> np.ndarray:
     """Read the array of uint8 in a file that is plain or, by the end of its name, .gz or .xz.
 
-    Unpacking stops soon after the bytes that the header announces, so that a small file that
-    unpacks to more than the memory holds does no harm.
+    Unpacking stops soon after the size in the header, so that a small file can't fill the memory.
+
+    Args:
+        path: the file.
+        num_axes: the number of axes that it must have.
+        sha256: the digest that it must have when unpacked.
+
+    Raises:
+        DataError: the file can't be read, or is damaged or of another kind.
     """
     magic = bytes([0, 0, 8, num_axes])
     try:
@@ -82,7 +94,7 @@ def read(path: Path, num_axes: int, sha256: str | None = None) -> np.ndarray:
     except (OSError, EOFError, MemoryError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path} can't be read: {reason(error)}") from error
     if sha256 and hashlib.sha256(header + content).hexdigest() != sha256:
-        raise DataError(f"{path} is damaged: its SHA-256 is not the known one; install it anew")
+        raise DataError(f"{path} is damaged: its SHA-256 is not the known one; reinstall cvae_jax")
     try:
         return np.frombuffer(content, np.uint8).reshape(shape)
     except ValueError as error:

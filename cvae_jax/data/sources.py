@@ -1,6 +1,7 @@
 """Data sets by name, from the source that the user asks for.
 
-A new source is a new file here with `load(name, data_dir) -> Splits`, and a line in `SOURCES`.
+A new source is a file here with `load(name, data_dir) -> Splits`, a line in `SOURCES` and a name in
+`config.Source`.
 """
 
 from collections.abc import Callable
@@ -47,14 +48,17 @@ SOURCES: dict[Source, Callable[[str, Path | None], Splits]] = {
 def load_dataset(
     name: str = "mnist", *, source: Source = "auto", data_dir: Path | str | None = None
 ) -> Splits:
-    """Load a data set whole, as NumPy arrays, in the order of its original files.
+    """Load a whole data set as NumPy arrays, in the order of its original files.
 
     Args:
         name: mnist, fashion_mnist or kmnist; with the source "idx", a name of your own.
         source: "auto" takes what TFDS has prepared in `data_dir`, else the copy of MNIST in
-            this package, else TFDS's download; "bundled", "tfds" and "idx" take that alone.
+            this package, else TFDS's download; "bundled", "tfds" and "idx" use that source only.
         data_dir: the folder of the TFDS data sets, or of the four IDX files. None is
             $TFDS_DATA_DIR, else TFDS's own default.
+
+    Returns:
+        Training and test set, each image (N, H, W, C) uint8 and label (N,) int32.
 
     Raises:
         ConfigError: there is no such data set at that source, or `data_dir` is no folder.

@@ -2,7 +2,7 @@
 
 TFDS's own MNIST needs TensorFlow to unpack, to read IDX and to encode PNG. Here its builder reads
 IDX with `idx`, encodes with Pillow and writes ArrayRecord, which TFDS reads without TensorFlow.
-Pooch downloads, since TFDS waits for a silent server without end. Images are decoded once and then
+Pooch downloads, because TFDS waits for a silent server without end. Images are decoded once, then
 kept as packed arrays beside what TFDS has prepared.
 """
 
@@ -38,7 +38,12 @@ _log = logging.getLogger(__name__)
 
 
 def load(name: str, data_dir: Path | None) -> Splits:
-    """Load a data set that TFDS has prepared, or download and prepare it first."""
+    """Load a data set that TFDS has prepared, or download and prepare it first.
+
+    Raises:
+        ConfigError: the data set is not in `NAMES`.
+        DataError: it can't be downloaded, prepared or read.
+    """
     require(name in NAMES, "dataset", repr(name), f"{', '.join(NAMES)}, or --source idx")
     data_dir = data_dir or default_folder()
     directory = find_prepared(name, data_dir) or prepare(name, data_dir)
@@ -112,7 +117,7 @@ def _refuse_foreign_classes(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _original_positions(split: str, num_examples: int) -> np.ndarray:
-    """Undo TFDS's shuffle: entry i is the place in the original file of its example i.
+    """Return the place in the original file of each example of TFDS, (N,).
 
     TFDS stores examples by the MD5 of the split's name and their key, here their number. It
     promises to keep that rule within a version of a data set.
@@ -131,8 +136,8 @@ def prepare(name: str, data_dir: Path) -> Path:
     try:
         builder = _make_builder(name, data_dir)
         directory = Path(builder.data_dir)
-        if directory.exists():  # TFDS would take it for what it is to prepare
-            raise OSError(f"{directory} is there in part, or in a format for TensorFlow alone")
+        if directory.exists():  # TFDS would take it for the prepared data set
+            raise OSError(f"{directory} is incomplete, or in a format that needs TensorFlow")
         builder.paths = [_fetch(name, builder, file, data_dir / "downloads") for file in _FILES]
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(download_config=config, file_format=_FORMAT)
@@ -147,7 +152,7 @@ def prepare(name: str, data_dir: Path) -> Path:
 
 
 def _make_builder(name: str, data_dir: Path) -> Any:
-    """Make TFDS's builder of a data set, with the steps replaced that need TensorFlow."""
+    """Return TFDS's builder of a data set, with the steps that need TensorFlow replaced."""
     from PIL import Image
     from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
@@ -170,7 +175,7 @@ def _make_builder(name: str, data_dir: Path) -> Any:
 
 
 def _fetch(name: str, builder: Any, file: str, downloads: Path) -> Path:
-    """Find one of the four files by its digest, which TFDS knows, or download it."""
+    """Return the path of one of the four files; download it unless its TFDS digest is found."""
     import pooch
     from tensorflow_datasets.core.download.resource import get_dl_fname
 

@@ -35,9 +35,15 @@ def samples(
     title: str = "samples",
     description: str = "",
 ) -> Picture:
-    """Draw one sample of p(x | y) for each label, (N,) int32, with the label as its caption.
+    """Draw one sample of p(x | y) for each label, with the label as its caption.
 
-    The last two arguments are the picture's title and the progress bar's description.
+    Args:
+        params: the model's parameters.
+        label: (N,) int32, the classes to draw.
+        seed: from 0 to 2**32 - 1; equal seeds give equal images.
+        model: the model that `params` belong to.
+        title: the line over the picture.
+        description: the name of a progress bar; empty for no bar.
     """
     image = draw_images(params, label, seed, model=model, description=description)
     return Picture(image, label, title, num_columns=5 if len(label) <= 10 else 10)

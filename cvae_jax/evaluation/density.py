@@ -101,7 +101,7 @@ def measure_likelihood(subject: Subject) -> Finding:
 
 
 def measure_latent(subject: Subject) -> Finding:
-    """Measure what each latent dimension carries: is its centre active, and how large is its KL."""
+    """Measure the use of each latent dimension: whether it is active, and its KL in nats."""
     images, key = subject.images[subject.trained_on], make_key(subject.seed, Purpose.TEST)
     row_latent = partial(_row_latent, subject.params, images, key, model=subject.model)
     batch_size = _batch_size(subject.model)
@@ -139,7 +139,7 @@ def describe_latent(kl: np.ndarray, is_active: np.ndarray) -> str:
             "looks the same."
         )
     text = f"Partial posterior collapse: {num_idle} of {num_dims} latent dimensions are not used"
-    if len(kl) == num_dims:  # else its groups are no single dimensions
+    if len(kl) == num_dims:  # else the groups of KL are not single dimensions
         text += f"; together they carry {kl[~is_active].sum():.2f} of {kl.sum():.2f} nats"
     return f"{text}."
 

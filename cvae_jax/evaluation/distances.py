@@ -1,4 +1,4 @@
-"""How far two sets of images are apart, from features of both. NumPy alone, in double precision."""
+"""Distances between two sets of images, from their features: NumPy alone, in double precision."""
 
 import numpy as np
 

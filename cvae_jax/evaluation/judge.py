@@ -1,8 +1,8 @@
-"""A small classifier of real images, the judge, with which samples are measured.
+"""The judge: a small classifier of real images, used to measure samples.
 
-The class it sees gives the accuracy of conditional samples. Its penultimate features take the place
-of those of an Inception network, which was never trained on digits. The judge of MNIST ships with
-the package; that of another data set is trained once and kept in the user's cache folder.
+Its predicted class gives the accuracy of conditional samples. Its penultimate features replace
+those of an Inception network, which was never trained on digits. The judge of MNIST ships with the
+package; that of another data set is trained once and kept in the user's cache folder.
 """
 
 import io
@@ -21,7 +21,13 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm.auto import tqdm
 
-from cvae_jax.data.batches import images_at_a_time, in_rows, map_rows, put_on_device, take_batch
+from cvae_jax.data.batches import (
+    epoch_order,
+    images_at_a_time,
+    map_rows,
+    put_on_device,
+    take_batch,
+)
 from cvae_jax.data.dataset import ArrayLike, Dataset, Splits
 from cvae_jax.errors import UserError
 from cvae_jax.keys import Purpose, make_key
@@ -44,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 
 class Verdict(NamedTuple):
-    """What the judge finds in each image."""
+    """The output of the judge for each image."""
 
     features: ArrayLike  # (N, NUM_FEATURES) float32, of the layer before the last
     logits: ArrayLike  # (N, Y)
@@ -81,7 +87,7 @@ def judge(
 
 
 def shift(image: jax.Array, key: jax.Array) -> jax.Array:
-    """Shift each image, (B, H, W, C), by a few pixels of its own, and fill up with black."""
+    """Shift each image, (B, H, W, C), by a few pixels at random, and fill up with black."""
     height, width = image.shape[1:3]
     most = (round(height / _PIXELS_PER_SHIFT), round(width / _PIXELS_PER_SHIFT))
     padded = jnp.pad(image, ((0, 0), (most[0], most[0]), (most[1], most[1]), (0, 0)))
@@ -114,7 +120,7 @@ def train_judge(
         image_shape: (H, W, C).
         num_classes: Y.
         num_steps: None for 12 epochs or 2,000 steps, whichever is more.
-        description: of the progress bar; none where it is empty.
+        description: the name of the progress bar; empty for no bar.
     """
     init_key, order_key, step_key = (jax.random.fold_in(key, i) for i in range(3))
     num_examples = len(dataset.label)
@@ -124,10 +130,9 @@ def train_judge(
     schedule = optax.cosine_decay_schedule(_LEARNING_RATE, num_steps)
     optimizer = optax.adamw(schedule, weight_decay=_WEIGHT_DECAY)
 
-    @jax.jit
-    def order(epoch: int) -> jax.Array:
-        shuffled = jax.random.permutation(jax.random.fold_in(order_key, epoch), num_examples)
-        return in_rows(shuffled, batch_size)
+    order = jax.jit(
+        partial(epoch_order, key=order_key, num_examples=num_examples, batch_size=batch_size)
+    )
 
     # One step a dispatch: inside a scan XLA's convolutions on a CPU took twenty times as long.
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -163,7 +168,7 @@ def train_judge(
 def judge_all(
     params: Params, dataset: Dataset, *, image_shape: tuple[int, int, int], num_classes: int
 ) -> Verdict:
-    """Judge every image of a data set on the device, (N, D) uint8; the verdicts are on the host."""
+    """Judge every image of a data set on the device, (N, D) uint8; return NumPy arrays."""
 
     @jax.jit
     def judge_row(params: Params, dataset: Dataset, row: jax.Array) -> Verdict:
@@ -176,7 +181,7 @@ def judge_all(
 
 
 def find_judge(splits: Splits, fingerprint: str) -> Params:
-    """Return the judge of a data set; where there is none yet, train one and keep it.
+    """Return the judge of a data set; if there is none yet, train one and keep it.
 
     Args:
         splits: the data set.
@@ -217,7 +222,7 @@ def encode(params: Params, fingerprint: str) -> bytes:
 
 
 def read(path: Path, splits: Splits, fingerprint: str) -> Params | None:
-    """Read a judge; return None where there is none, or it is of other data, or damaged."""
+    """Read a judge; return None if the file is missing, damaged or of other data."""
     init = partial(init_judge, image_shape=splits.image_shape, num_classes=splits.num_classes)
     like = jax.eval_shape(init, jax.random.key(0))
     try:

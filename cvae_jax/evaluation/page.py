@@ -1,4 +1,4 @@
-"""evaluation.png: what an evaluation found, on one page."""
+"""evaluation.png: the findings of an evaluation on one page."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -37,7 +37,7 @@ _GAP = 2  # pixels between two images
 
 
 class Page(NamedTuple):
-    """What is drawn. An empty array or dictionary was not measured, and its panel is left out."""
+    """The contents of the page. An empty array was not measured, and its panel is left out."""
 
     original: np.ndarray  # (N, H, W, C) float in [0, 1]
     reconstruction: np.ndarray  # (N, H, W, C), of the same images
@@ -73,7 +73,7 @@ def collect(subject: Subject, finding: Finding, history: Sequence[EpochMetrics])
 
 
 def choose_images(label: np.ndarray) -> np.ndarray:
-    """Choose what there is room for, of the labels (N,) of a data set: some of each in turn."""
+    """Return indices of the images to show, a few of each class in turn, from labels (N,)."""
     shown = np.unique(label)[:MOST_CLASSES]
     num_each = max(1, 5 * COLUMNS // len(shown))
     of_class = [np.flatnonzero(label == one)[:num_each] for one in shown]
@@ -154,7 +154,7 @@ def _draw_table(axes: Axes, page: Page) -> None:
 def _draw_latent(axes: Axes, page: Page) -> None:
     order = np.argsort(-page.kl)
     place = np.arange(1, len(order) + 1)
-    # Groups that are no single dimensions, such as the levels of a hierarchy, are all drawn alike.
+    # Groups that are not single dimensions, such as levels of a hierarchy, have one colour.
     is_active = page.is_active if len(page.is_active) == len(order) else np.ones(len(order), bool)
     for name, chosen, colour in (
         ("active", is_active[order], "tab:blue"),

@@ -1,4 +1,4 @@
-"""An evaluation: measures one after the other, and what they find as a table and as JSON."""
+"""An evaluation: all measures in turn, and their findings as a table and as JSON."""
 
 import json
 import math
@@ -20,7 +20,7 @@ WIDTH = 100
 
 
 def measure(subject: Subject, names: Iterable[str]) -> Finding:
-    """Apply measures one after the other, with a progress bar, and join what they find.
+    """Apply measures one after the other, with a progress bar, and join their findings.
 
     Raises:
         UserError: a figure is not finite.
@@ -46,7 +46,7 @@ def measure(subject: Subject, names: Iterable[str]) -> Finding:
 
 
 def table(finding: Finding) -> str:
-    """Return the figures with their errors; under those of one protocol, the protocol once."""
+    """Return the figures with their errors, and each protocol once, below its figures."""
     width = max(len(name) for name in finding.measurements)
     lines = [f"{'measure':<{width}}  {'value ± std. error':>26}"]
 
@@ -62,7 +62,7 @@ def table(finding: Finding) -> str:
 
 
 def to_json(settings: dict[str, Any], finding: Finding) -> bytes:
-    """Return the contents of evaluation.json: the settings, then all that was found."""
+    """Return the contents of evaluation.json: the settings, the figures and their details."""
     measurements = {name: one._asdict() for name, one in finding.measurements.items()}
     content = settings | {"measurements": measurements} | finding.details
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

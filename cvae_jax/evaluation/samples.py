@@ -1,4 +1,4 @@
-"""Samples as the judge sees them: their classes, and their distance from real images.
+"""Measures of samples by the judge: their classes, and their distance from real images.
 
 A sample is an image of pixel means, rounded to whole grey levels as in a file.
 """
@@ -18,7 +18,7 @@ _MOST_COMPARED = 10_000  # images of a set; each is compared with each of the ot
 
 
 def measure_accuracy(subject: Subject) -> Finding:
-    """Measure how often the judge sees the class asked for, and how often that of real images."""
+    """Measure the share of samples judged to be what was asked for, and the judge's accuracy."""
     (_, asked), num_classes = subject.samples, subject.splits.num_classes
     real = _confusion(subject.splits.test.label, subject.verdict, num_classes)
     drawn = _confusion(asked, subject.judge_images(subject.samples), num_classes)
@@ -41,7 +41,7 @@ def measure_accuracy(subject: Subject) -> Finding:
 
 
 def _confusion(asked: ArrayLike, verdict: Verdict, num_classes: int) -> np.ndarray:
-    """Count how often each class was judged to be each class, (Y, Y): a row is what it was."""
+    """Return counts (Y, Y): a row is the class asked for, a column the class judged."""
     seen = np.argmax(verdict.logits, axis=-1)
     counts = np.bincount(np.asarray(asked) * num_classes + seen, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
@@ -85,7 +85,7 @@ def measure_distances(subject: Subject) -> Finding:
     train, test = subject.splits.train, subject.splits.test
     rng = np.random.default_rng([subject.seed, Purpose.CHOICE])
     number = min(len(train.label), len(test.label), _MOST_COMPARED)
-    # The samples have the labels of those training images: the floor differs in nothing else.
+    # Samples and training images have the same labels, so the floor differs only by the model.
     chosen = rng.choice(len(train.label), number, replace=False)
     of_test = rng.choice(len(test.label), min(len(test.label), _MOST_COMPARED), replace=False)
     real = np.asarray(subject.verdict.features)[of_test]

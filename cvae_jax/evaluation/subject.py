@@ -1,4 +1,4 @@
-"""What is measured: a trained model, its data, and what several measures share."""
+"""The subject of an evaluation: a trained model, its data, and what several measures share."""
 
 import dataclasses
 from functools import cached_property
@@ -67,7 +67,7 @@ class Subject:
 
     @property
     def judge_error(self) -> str:
-        """The judge's own error in words, for the protocol of each figure that rests on it."""
+        """The judge's own error in words, for the protocols of figures that depend on it."""
         seen = np.argmax(self.verdict.logits, axis=-1)
         wrong = np.mean(seen != np.asarray(self.splits.test.label))
         return f"the judge errs on {wrong:.2%} of real images"

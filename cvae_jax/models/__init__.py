@@ -1,4 +1,4 @@
-"""Models by name. A new one is a file here and a line in `FAMILIES`."""
+"""Models by name. A new one is a file here, a line in `FAMILIES` and a name in `config`."""
 
 from collections.abc import Callable
 
@@ -22,6 +22,6 @@ def build_model(config: ModelConfig, precision: Precision = "float32") -> Model:
 
 
 def count_params(config: ModelConfig) -> int:
-    """Return how many numbers a model's parameters have, without making any."""
+    """Return the number of a model's parameters, without allocating them."""
     shapes = jax.eval_shape(build_model(config).init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))

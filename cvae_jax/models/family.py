@@ -8,7 +8,7 @@ Shapes in comments throughout the package:
     N  examples of a data set      B  examples of a batch       S  steps
     H, W, C  height, width and channels of an image             D  pixels, H * W * C
     Y  classes                     Z  latent dimensions         K  latents of one example
-    G  groups of latent dimensions whose KL is told apart
+    G  groups of latent dimensions, each with its own KL
 """
 
 from collections.abc import Callable
@@ -47,5 +47,5 @@ class Model(NamedTuple):
     """autoencode(params, image, label, noise): noise (B, Z) standard normal draws from
     q(z | x, y); zeros give the centre of q."""
     decode: Callable[[Params, jax.Array, jax.Array], jax.Array]
-    """decode(params, latent, label) returns logits (B, H, W, C); a standard normal latent (B, Z)
-    makes them a sample of p(x | y)."""
+    """decode(params, latent, label) returns logits (B, H, W, C); with a standard normal latent
+    (B, Z) they are those of a sample of p(x | y)."""

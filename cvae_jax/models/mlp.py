@@ -44,7 +44,7 @@ def build(config: ModelConfig, precision: Precision) -> Model:
 class Linear(nn.Module):
     """An affine layer whose weights and biases start from U(±1/√fan_in), as in PyTorch.
 
-    The original's figures were reached from this start.
+    The original's figures were reached from these weights.
     """
 
     features: int

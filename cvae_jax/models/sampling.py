@@ -1,4 +1,4 @@
-"""Samples of p(x | y): the one place where a model's prior is drawn from."""
+"""Samples of p(x | y). Every latent of the prior is drawn here."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _AT_A_TIME = 1000
 def sample(
     params: Params, index: jax.Array, label: jax.Array, key: jax.Array, *, model: Model
 ) -> jax.Array:
-    """Decode a standard normal latent for each label; return pixel means, (B, H, W, C) in [0, 1].
+    """Draw an image for each label; return pixel means, (B, H, W, C) float32 in [0, 1].
 
     Args:
         params: the model's parameters.
@@ -48,8 +48,8 @@ def draw_images(
         label: (N,) int32, the classes to draw.
         seed: from 0 to 2**32 - 1; equal seeds give equal images, whatever their number.
         model: the model that `params` belong to.
-        purpose: of the key that the latents are drawn from.
-        description: of the progress bar, which appears after a second; none where it is empty.
+        purpose: the purpose of the key that draws the latents.
+        description: the name of a progress bar that appears after a second; empty for no bar.
     """
     program = _compile_sampler(model, purpose)
     batch_size = min(len(label), _AT_A_TIME)
@@ -66,7 +66,7 @@ def draw_images(
 
 @functools.lru_cache(maxsize=8)
 def _compile_sampler(model: Model, purpose: Purpose) -> Callable[..., jax.Array]:
-    # The key is made inside: compiled on its own, it would take longer than all the rest.
+    # The key is made inside. As a program of its own it would take longer to compile than the rest.
     @jax.jit
     def program(params: Params, index: jax.Array, label: jax.Array, seed: jax.Array) -> jax.Array:
         return sample(params, index, label, make_key(seed, purpose), model=model)

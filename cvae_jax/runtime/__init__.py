@@ -1,1 +1,1 @@
-"""Runtime: devices, hosts, signals and files."""
+"""Runtime: devices, hosts, signals, files and the cache of compiled programs."""

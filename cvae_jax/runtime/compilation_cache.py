@@ -17,7 +17,7 @@ _FIRST_NOISY, _FIRST_QUIET = (0, 8), (0, 10, 2)
 def keep() -> None:
     """Keep what this process compiles from now on for later processes.
 
-    JAX's settings and variables come first: where JAX_COMPILATION_CACHE_DIR is set they apply
+    JAX's own settings take precedence: where JAX_COMPILATION_CACHE_DIR is set they apply
     unchanged, and with JAX_ENABLE_COMPILATION_CACHE=false nothing is kept. An entry that can't be
     read is compiled again without a warning.
     """

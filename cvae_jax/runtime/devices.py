@@ -20,7 +20,7 @@ def describe(num_used: int | None = 1) -> str:
     """Return the names of the devices, such as "2 x NVIDIA H200 (gpu), of which 1 is used".
 
     Args:
-        num_used: Number of devices that will be used; None for all.
+        num_used: number of devices that will be used; None for all.
 
     Raises:
         UserError: JAX can't start; most often another process holds the accelerator.
@@ -43,7 +43,7 @@ def unused_accelerator(root: Path = Path("/")) -> str | None:
     """Return a warning where this machine has an accelerator and JAX uses the CPU, else None.
 
     Args:
-        root: Folder in which to look for the files that Linux shows for a device.
+        root: the folder in which to look for the files that Linux shows for a device.
     """
     chosen = os.environ.get("JAX_PLATFORMS", "")
     if jax.default_backend() != "cpu" or chosen.split(",")[0] == "cpu":
@@ -80,7 +80,7 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     """Return a mesh of one axis over the devices of all processes, or the first `num_devices`.
 
     Raises:
-        ConfigError: There are fewer, or several processes would not use all of them.
+        ConfigError: there are fewer, or several processes would not use all of them.
     """
     devices = jax.devices()
     if num_devices is not None:

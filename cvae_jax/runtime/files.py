@@ -25,7 +25,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     link of that name is replaced; its target stays as it is.
 
     Raises:
-        UserError: The folder can't be written or the disk is full; the old file stays.
+        UserError: the folder can't be written or the disk is full; the old file stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -53,7 +53,7 @@ def write_arrays(path: Path, **arrays: ArrayLike) -> None:
     NumPy's own `savez` leaves its archive open on a full disk, and prints a traceback later.
 
     Raises:
-        UserError: As `whole_file`.
+        UserError: as `whole_file`.
     """
     with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
@@ -86,8 +86,8 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
     """Delete the temporary files that killed processes left behind in `whole_file`.
 
     Args:
-        folder: Where to look; it need not exist. No other process may be writing these files.
-        pattern: Names of the files that were being written, such as "epoch_*.png".
+        folder: where to look; it need not exist. No other process may be writing these files.
+        pattern: the names of the files that were being written, such as "epoch_*.png".
     """
     for path in folder.glob(".*.tmp"):
         name, _, process = path.name[1 : -len(".tmp")].rpartition(".")
@@ -97,7 +97,7 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
 
 
 def reason(error: BaseException, path: Path | None = None) -> str:
-    """Return in one line why something failed, and the free space at `path`."""
+    """Return in one line why something failed, with the free space at `path` if it is given."""
     text = getattr(error, "strerror", None) or str(error)
     lines = (line.strip() for line in text.splitlines() if line.strip())
     line = next(lines, type(error).__name__)[:_LONGEST_REASON]
@@ -119,11 +119,11 @@ def user_path(option: str, path: Path) -> Path:
     """Return a path of the user with `~` replaced by the home folder.
 
     Args:
-        option: Name of the option that holds the path, without its dashes.
-        path: The value of the option.
+        option: the name of the option that holds the path, without its dashes.
+        path: the value of the option.
 
     Raises:
-        ConfigError: There is no such home, or the path is not valid UTF-8.
+        ConfigError: there is no such home, or the path is not valid UTF-8.
     """
     try:
         expanded = path.expanduser()

@@ -35,12 +35,12 @@ def joined(address: str | None, number: int | None, index: int | None) -> Iterat
 
     Args:
         address: host:port of the first process; None to ask the cluster, where this is one.
-        number: Number of processes.
-        index: Index of this one.
+        number: the number of processes.
+        index: the index of this one, from 0.
 
     Raises:
-        ConfigError: The first process can't be reached, or its port can't be used.
-        HostError: This process failed, or another one is gone.
+        ConfigError: the first process can't be reached, or its port can't be used.
+        HostError: this process failed, or another one is gone.
     """
     if address is None and not in_cluster():
         yield
@@ -90,12 +90,12 @@ def joined(address: str | None, number: int | None, index: int | None) -> Iterat
                 message = (
                     f"process {jax.process_index()} of {jax.process_count()} can't go on, most "
                     f"likely because another one is gone ({reason(error)}); start all of them "
-                    "again, the run continues from its newest checkpoint"
+                    "again; the run resumes from its newest checkpoint"
                 )
             raise HostError(message) from error
         except Exception as error:
             traceback.print_exc()
-            raise HostError(f"this is a mistake in cvae_jax: {reason(error)}") from error
+            raise HostError(f"this is a bug in cvae_jax: {reason(error)}") from error
 
 
 def in_cluster() -> bool:
@@ -121,7 +121,7 @@ def in_cluster() -> bool:
 
 
 def _require_reachable(address: str, *, is_here: bool) -> None:
-    """Try the address first: where it is wrong, JAX ends the process without an exception."""
+    """Raise `ConfigError` for a bad address; JAX would end the process without an exception."""
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + _START_SECONDS
     while True:
@@ -141,8 +141,8 @@ def _require_reachable(address: str, *, is_here: bool) -> None:
                 continue
             problem = "can't be used here" if is_here else "does not answer"
             raise ConfigError(
-                f"--coordinator-address {address} {problem} ({reason(error)}); give that of the "
-                "host of process 0, which the others can reach, with a free port"
+                f"--coordinator-address {address} {problem} ({reason(error)}); name the "
+                "host of process 0, as the others reach it, and a free port on it"
             ) from error
 
 
@@ -153,7 +153,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-    """Let the first process do some work before the others begin it."""
+    """Run the body in the first process before the others run it."""
     # On CPUs processes connect when they first wait for each other, within 30 seconds.
     _wait_for_all()
     if not is_first():
@@ -164,14 +164,14 @@ def first_alone() -> Iterator[None]:
 
 
 def from_first(number: int) -> int:
-    """Return the number of the first process in all of them."""
+    """Return, in every process, the number that the first one passed."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def least(number: float | None) -> float | None:
-    """Return the least number of all processes; None is more than any."""
+    """Return the smallest number that any process passed; None counts as infinite."""
     if jax.process_count() == 1:
         return number
     own = np.float64(np.inf if number is None else number)
@@ -180,15 +180,15 @@ def least(number: float | None) -> float | None:
 
 
 def require_equal(record: bytes, what: str) -> None:
-    """Raise `ConfigError`, with the processes that differ, where a record is not equal in all."""
+    """Raise `ConfigError`, which names the processes that differ, unless all have equal records."""
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(record).digest(), np.uint8)
     digests = multihost_utils.process_allgather(digest)
     if odd := [index for index, other in enumerate(digests) if (other != digests[0]).any()]:
         raise ConfigError(
-            f"process {', '.join(map(str, odd))} has other {what} than process 0; start all with "
-            "the same ones"
+            f"process {', '.join(map(str, odd))} has other {what} than process 0; start all "
+            "processes with the same ones"
         )
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the first politely, the second at once."""
+"""Signals that stop a run: the first one asks it to save, the second one ends it at once."""
 
 import contextlib
 import itertools
@@ -22,14 +22,15 @@ def watch() -> Iterator[Callable[[], int | None]]:
     A second signal ends the process at once; in IPython it raises KeyboardInterrupt. One that
     comes within a fifth of a second belongs to the first: a program that stops a whole group of
     processes often sends a signal to each of them as well. Ignored signals, as in a shell's job in
-    the background, stay ignored. Outside the main thread Python allows no handlers.
+    the background, stay ignored. Outside the main thread Python allows no handlers, and nothing is
+    watched.
 
-    Where several processes train together, JAX's preemption service takes SIGTERM, which Ctrl-C is
-    passed on as, and stops all of them after the same dispatch.
+    Where several processes train together, Ctrl-C is passed on as SIGTERM. JAX's preemption
+    service takes that, and stops all processes after the same dispatch.
 
     Yields:
-        A function that returns the number of the signal that came, else None. With several
-        processes each must call it equally often, once a dispatch.
+        A function that returns the number of the signal that came, or None. With several
+        processes each must call it equally often, once for each dispatch.
     """
     import jax  # late: the command line imports this module and is quick without JAX
     from jax.experimental import multihost_utils
@@ -72,14 +73,14 @@ def watch() -> Iterator[Callable[[], int | None]]:
 
 
 def in_ipython() -> bool:
-    """Return whether IPython runs this code: there the end of the process is that of a notebook."""
+    """Return whether IPython runs this code, where ending the process would end the notebook."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None
 
 
 @contextlib.contextmanager
 def handled(numbers: tuple[int, ...], handler: _Handler) -> Iterator[None]:
-    """Handle these signals, but for ignored ones; do nothing outside the main thread."""
+    """Handle these signals, except ignored ones; do nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -89,4 +90,4 @@ def handled(numbers: tuple[int, ...], handler: _Handler) -> Iterator[None]:
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, old or signal.SIG_DFL)  # None: not of Python
+            signal.signal(number, old or signal.SIG_DFL)  # None: a handler that Python did not set

@@ -1,4 +1,4 @@
-"""Orbax checkpoints that are whole or not there, and proven to be what was written.
+"""Orbax checkpoints, written whole or not at all, and verified by SHA-256 before they are used.
 
 A checkpoint is a folder named by its step:
     state/        Orbax: step, parameters and optimizer state
@@ -96,8 +96,8 @@ def find_damage(checkpoint: Path) -> str | None:
     if recorded != found or not found:
         lines = set(recorded.splitlines()) ^ set(found.splitlines())
         names = sorted({line[66:].decode(errors="replace") or "?" for line in lines})
-        return f"{', '.join(names[:3]) or 'everything'} not as {_SUMS} has it"
-    with contextlib.suppress(records.RecordError):  # of another version, which is no damage
+        return f"{', '.join(names[:3]) or 'every file'} not as recorded in {_SUMS}"
+    with contextlib.suppress(records.RecordError):  # another version's record is no damage
         step = _step(*records.decode((checkpoint / _RECORD).read_bytes()))
         if step != int(checkpoint.name):
             return f"it is the checkpoint of step {step}, renamed"
@@ -105,7 +105,7 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def _step(run: RunConfig, progress: Progress) -> int:
-    """Return the step that a run had come to: whole epochs, then full batches."""
+    """Return the step that a run had reached: whole epochs, then full batches."""
     whole = progress.history[-1].step if progress.history else 0
     return whole + round(progress.num_examples / run.train.batch_size)
 
@@ -133,7 +133,7 @@ def find_newest(directory: Path) -> Path | None:
 
 
 def clean(directory: Path, newest: Path | None) -> None:
-    """Delete what a killed process left half-written, and make way for newer checkpoints.
+    """Delete what a killed process left half-written, and set newer damaged checkpoints aside.
 
     Damaged checkpoints that are newer than `newest` are renamed, never deleted. Only the process
     that holds the lock of the workdir may call this.
@@ -168,6 +168,9 @@ def restore(
             types, for example from `jax.eval_shape`.
         run: the settings that it must have been made with.
         where: the devices to put it on; None for this process's first.
+
+    Returns:
+        The parts of `like`, restored, and the progress of the run.
 
     Raises:
         CheckpointError: it can't be read, or is of another run; the message names what differs.
@@ -232,7 +235,7 @@ def _sums(folder: Path) -> bytes:
 
 @contextlib.contextmanager
 def _errors_name(path: Path, done: str) -> Iterator[None]:
-    """Turn whatever Orbax raises, which has no exception type of its own, into one clear line."""
+    """Raise a `CheckpointError` for any error, since Orbax has no exception type of its own."""
     try:
         yield
     except Exception as error:

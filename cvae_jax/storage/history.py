@@ -75,13 +75,13 @@ def add_sums(progress: Progress, sums: LossSums) -> Progress:
 
 
 def end_epoch(progress: Progress, step: int, test: Progress, seconds: float) -> Progress:
-    """Turn the sums of an epoch, and those of its test, into a row of the history.
+    """Return the progress with a new row for an epoch, made from its sums and those of its test.
 
     Args:
         progress: with the sums of the whole epoch.
         step: batches trained on.
         test: the sums of the test set.
-        seconds: what the epoch took.
+        seconds: the duration of the epoch.
 
     Raises:
         UserError: the test loss is not finite.
@@ -108,12 +108,12 @@ def end_epoch(progress: Progress, step: int, test: Progress, seconds: float) -> 
 
 
 def require_finite(step: int, sums: LossSums, is_finite: bool, steps_per_epoch: int) -> None:
-    """Raise an error where a run has diverged, naming the first step at which that shows.
+    """Raise an error if a run has diverged; the message names the first step where that shows.
 
     Args:
         step: the last of the steps.
-        sums: their losses, (S,) each, on the host.
-        is_finite: whether all numbers of the state after them are.
+        sums: the losses of the steps, (S,) each, on the host.
+        is_finite: whether every number of the state after them is finite.
         steps_per_epoch: batches of an epoch.
 
     Raises:

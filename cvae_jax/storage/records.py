@@ -19,7 +19,7 @@ class RecordError(ValueError):
 
 
 class _Header(msgspec.Struct):
-    format: int = 1  # the first format did not say so
+    format: int = 1  # the first format had no number
     version: str = "(unknown version)"
 
 
@@ -39,7 +39,7 @@ def encode(run: RunConfig, progress: Progress | None = None) -> bytes:
 
 
 def decode(record: bytes) -> tuple[RunConfig, Progress]:
-    """Read what `encode` wrote; a setting that is newer than the record has its default.
+    """Read what `encode` wrote; a setting that the record lacks has its default.
 
     Raises:
         RecordError: it is something else, or was written in another format.
@@ -60,7 +60,7 @@ def decode(record: bytes) -> tuple[RunConfig, Progress]:
 
 
 def differences(there: RunConfig, asked: RunConfig) -> str:
-    """Name each setting that differs, with both values; return "" where none does."""
+    """Return each setting that differs, with both values; "" where none does."""
     old, new = _settings(there), _settings(asked)
     return ", ".join(
         f"{name} {old[name]} (asked: {new[name]})" for name in new if old[name] != new[name]

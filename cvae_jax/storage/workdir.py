@@ -30,10 +30,10 @@ _NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Make a workdir, hold it for this process alone, and clear half-written files of a killed one.
+    """Hold a workdir for this process alone, and delete a killed process's half-written files.
 
-    The operating system holds the lock, so it is free as soon as its process has ended, however
-    that happened.
+    The folder is made if it does not exist. The operating system holds the lock and frees it
+    whatever ends the process.
 
     Raises:
         UserError: the folder can't be written, or another process trains there.
@@ -43,7 +43,7 @@ def lock(workdir: Path) -> Iterator[None]:
         held = FileLock(workdir / _LOCK, timeout=0).acquire()
     except Timeout as error:
         raise UserError(
-            f"{workdir} is being trained in by {_read_holder(workdir)}; wait for it, stop it, or "
+            f"{workdir} is in use by {_read_holder(workdir)}; wait for it, stop it, or "
             "choose another --workdir"
         ) from error
     except OSError as error:
@@ -53,7 +53,7 @@ def lock(workdir: Path) -> Iterator[None]:
     with held:
         with whole_file(workdir / _HOLDER) as file:
             file.write(f"process {os.getpid()} on host {socket.gethostname()}".encode())
-        for pattern in (_HOLDER, _CONFIG, _METRICS, LOSS):
+        for pattern in (_HOLDER, _CONFIG, _METRICS, LOSS, "evaluation.*"):
             remove_leftovers(workdir, pattern)
         remove_leftovers(workdir / SAMPLES, "*")
         try:
@@ -76,17 +76,17 @@ def is_claimed(workdir: Path) -> bool:
 
 
 def claim(workdir: Path, run: RunConfig, *, is_new: bool) -> None:
-    """Write config.json into a fresh folder, or check that the one there asks for the same.
+    """Write config.json into a new folder, or check that the one there has the same settings.
 
     Args:
         workdir: the folder.
         run: what is to be trained there.
-        is_new: whether the folder has no checkpoint. Where it has no metrics.csv either, nothing
-            is lost with the settings of a run that never got so far.
+        is_new: whether the folder has no checkpoint. If it has no metrics.csv either, it holds
+            no results, and its config.json is overwritten.
 
     Raises:
-        ConfigError: it differs; the message names each setting and both values.
-        CheckpointError: it can't be read.
+        ConfigError: settings differ; the message names each with both values.
+        CheckpointError: config.json can't be read.
     """
     is_empty = is_new and not (workdir / _METRICS).exists()
     if is_empty or not is_claimed(workdir):
@@ -101,7 +101,7 @@ def claim(workdir: Path, run: RunConfig, *, is_new: bool) -> None:
 
 
 def read_config(workdir: Path) -> RunConfig:
-    """Read config.json.
+    """Return the settings in config.json.
 
     Raises:
         ConfigError: there is none, so this is no workdir.

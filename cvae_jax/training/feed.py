@@ -20,7 +20,7 @@ _CHUNKS = 4  # on the devices at a time: the last two of an epoch, and the first
 
 
 class Feed(NamedTuple):
-    """A source of pieces. Their order and their contents do not depend on where they come from."""
+    """A source of pieces. Resident or streamed, they have the same order and contents."""
 
     train: Callable[[int, int], Iterator[Piece]]  # epoch and first row, from 0
     test: Callable[[], Iterator[Piece]]
@@ -37,10 +37,10 @@ def make_feed(
     fewest_pieces: int,
     data_memory: float | None,
 ) -> Feed:
-    """Keep the data set on every device, or stream it from the host where it does not fit.
+    """Return a feed that keeps the data set on every device, or streams it where it does not fit.
 
-    A streamed piece is gathered while the devices work on the one before, provided that the caller
-    asks for it as soon as that one is dispatched.
+    The host gathers a streamed piece while the devices work on the one before, provided that the
+    caller asks for it as soon as that one is dispatched.
 
     Args:
         splits: the data set on the host.
@@ -103,7 +103,7 @@ def make_feed(
 
 
 def piece_length(num_rows: int, fewest: int) -> int:
-    """Return how many rows a piece has; equal lengths, where possible, need one program only.
+    """Return the rows of a piece. Pieces of equal length, where possible, need one program only.
 
     Args:
         num_rows: rows to cut into pieces.

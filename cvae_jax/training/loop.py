@@ -40,14 +40,14 @@ def train(
     """Train a model up to an epoch, from its newest checkpoint where there is one.
 
     Everything is written below the workdir: config.json, metrics.csv, samples/, loss.png and
-    checkpoints/. A run that is stopped and started again ends as it would have ended in one go.
+    checkpoints/. A run that is stopped and resumed ends with the same bits as one that was not.
 
     Args:
         config: what to train.
         options: how far, and where the results go.
         data: where the images come from.
         spread: the devices and hosts that share a batch.
-        splits: the data set, where it is loaded already.
+        splits: the data set, if it is already loaded; `data` is then not used.
 
     Returns:
         The workdir.
@@ -109,7 +109,7 @@ def _sample_command(splits: Splits, folder: Path) -> str:
 
 
 def _prepare(folder: Path, run: RunConfig) -> Path | None:
-    """Prepare the workdir; return the newest checkpoint, from which all processes go on."""
+    """Prepare the workdir; return the newest checkpoint, from which all processes resume."""
     directory = folder / workdir.CHECKPOINTS
     newest = None
     if hosts.is_first():
@@ -150,7 +150,7 @@ def _train(
         return
     step = saved = int(state.step)
     if newest:
-        say(f"going on after {_where(step, programs)}, from {newest}")
+        say(f"resuming after {_where(step, programs)}, from {newest}")
 
     def is_due(epoch: int, every: int) -> bool:
         return epoch % every == 0 or epoch == options.epochs
@@ -188,7 +188,7 @@ def _train(
         message = "stopped before the first step, with nothing to save"
         if step:
             place = _where(step, programs)
-            message = f"stopped and saved after {place}; the same command goes on from there"
+            message = f"stopped and saved after {place}; the same command resumes from there"
         raise InterruptedRunError(message, find_signal() or signal.SIGTERM)
 
 

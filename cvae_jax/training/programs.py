@@ -166,9 +166,9 @@ def dispatch_epochs(
     """Send the rest of a run to the devices, without waiting for any of it.
 
     Args:
-        programs: the run's.
+        programs: from `build_programs`.
         state: the start, which may be in the middle of an epoch; its memory is taken over.
-        num_epochs: the run ends after so many.
+        num_epochs: the epoch after which the run ends.
         is_saved: whether the state at the end of an epoch, numbered from 1, is copied.
         is_drawn: whether samples are drawn at the end of an epoch, numbered from 1.
         is_stopped: called before each dispatch; a true result ends the run.
@@ -196,7 +196,7 @@ def dispatch_epochs(
 
 
 def behind(items: Iterable[_Item], number: int) -> Iterator[_Item]:
-    """Yield each item once `number` more are made, so that the devices work while it is read."""
+    """Yield each item after `number` more are made, so that the devices work while it is read."""
     made: deque[_Item] = deque()
     for item in items:
         made.append(item)

@@ -16,7 +16,7 @@ from cvae_jax.storage.history import LossSums
 
 
 class TrainState(NamedTuple):
-    """All that training changes. Keys and batches are functions of (seed, step) alone."""
+    """Everything that training changes. Keys and batches are functions of (seed, step) alone."""
 
     step: jax.Array  # () int32, batches trained on so far
     params: Params
@@ -103,7 +103,7 @@ def train_steps(
 
     Args:
         state: the state before the first step; donate it.
-        examples: the training set on the device, or what `order` takes of it.
+        examples: the training set on the device, or the batches of `order`, gathered by the host.
         order: (S, B) int32 indices into the training set, from `batches.epoch_order`.
         key: as in `train_step`.
         model: as in `train_step`.
@@ -118,7 +118,7 @@ def train_steps(
 
     def step(state: TrainState, entry: Any) -> tuple[TrainState, jax.Array]:
         state, sums = one_step(state, make_batch(entry), key)
-        # One array of them: on a GPU three would be three copies, and cut the step's graph in two.
+        # One array, because on a GPU three would be three copies and cut the step's graph in two.
         return state, jnp.stack(sums)
 
     state, sums = jax.lax.scan(step, state, entries)

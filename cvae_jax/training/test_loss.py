@@ -26,10 +26,10 @@ def compute_test_loss(
 
     Args:
         params: the model's parameters.
-        examples: the data set on the device, or what `order` takes of it.
+        examples: the data set on the device, or the batches of `order`, gathered by the host.
         order: (S, B) indices of the examples, from `batches.in_rows`; memory grows with B.
-        key: fixes the noise. That of example i is a function of the key and i alone, so the batch
-            size changes the loss by rounding only.
+        key: fixes the noise. The noise of example i is a function of the key and i alone, so the
+            batch size changes the loss by rounding only.
         model: the model that `params` belong to.
         binarize_key: the images are drawn black and white, image i from this key and i alone.
             None: their grey levels are used as they are.
