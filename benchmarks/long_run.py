@@ -29,7 +29,7 @@ from benchmarks.training_speed import prepare_original
 from cvae_jax.config import DataOptions, DeviceOptions, RunOptions, TrainConfig, require_count
 from cvae_jax.errors import UserError
 from cvae_jax.training import loop
-from cvae_jax.training.programs import Programs
+from cvae_jax.training.loop import Programs
 
 ALONE, COMMAND = "cvae_jax, training alone", "cvae_jax, with all files"
 COLD = "cvae_jax, the command from a cold start"

@@ -11,7 +11,7 @@ from benchmarks.contest import Work, timed
 from cvae_jax.config import RunConfig, TrainConfig
 from cvae_jax.data.sources import load_dataset
 from cvae_jax.storage.history import LossSums, Progress, add_sums
-from cvae_jax.training.programs import Programs, behind, build_programs, dispatch_epochs
+from cvae_jax.training.loop import Programs, behind, build_programs, dispatch_epochs
 from cvae_jax.training.step import TrainState
 
 

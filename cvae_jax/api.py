@@ -142,8 +142,10 @@ class TrainedModel:
             label: a class, or one for each latent.
         """
         latents = np.asarray(latent, np.float32)
-        is_one = latents.ndim == 1
-        latents = latents.reshape(-1, self.model.latent_dim)
+        is_one, size = latents.ndim == 1, self.model.latent_dim
+        if latents.ndim not in (1, 2) or latents.shape[-1] != size:
+            raise ValueError(f"latents of shape {latents.shape} don't fit the model's, ({size},)")
+        latents = latents.reshape(-1, size)
         image = self._decode(self.params, latents, self._labels(label, (len(latents),)))
         return np.asarray(image)[0] if is_one else np.asarray(image)
 
@@ -169,7 +171,8 @@ class TrainedModel:
             return self._likelihood(self.params, *chosen, np.uint32(seed), num_samples)
 
         batch_size = min(len(images), _IMAGES_AT_A_TIME)
-        found: np.ndarray = map_rows(estimate, len(images), batch_size)
+        with jax.default_matmul_precision("highest"):  # as in an evaluation, on any device
+            found: np.ndarray = map_rows(estimate, len(images), batch_size)
         return found[0] if is_one else found
 
     @cached_property

@@ -15,7 +15,7 @@ from cvae_jax.data.batches import epoch_order
 from cvae_jax.data.dataset import Dataset, Splits
 from cvae_jax.models.family import Autoencoding, Model, Params
 from cvae_jax.storage import checkpoints
-from cvae_jax.training.programs import build_programs
+from cvae_jax.training.loop import build_programs
 from cvae_jax.training.step import TrainState, init_state
 
 NUM_DEVICES = 8

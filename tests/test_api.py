@@ -103,6 +103,8 @@ def test_wrong_arguments_are_named(trained: cvae_jax.TrainedModel, tmp_path: Pat
         trained.sample(10)
     with pytest.raises(ValueError, match=r"shape \(27, 28\) don't fit"):
         trained.encode(np.zeros((27, 28)), 0)
+    with pytest.raises(ValueError, match=r"shape \(2, 4\) don't fit"):
+        trained.decode(np.zeros((2, 4)), 0)
     with pytest.raises(ValueError, match="uint8"):
         trained.encode(np.full((28, 28), 255), 0)
     with pytest.raises(TypeError, match="no setting latents"):

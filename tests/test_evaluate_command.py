@@ -16,6 +16,7 @@ from cvae_jax.commands import train_judge
 from cvae_jax.commands.evaluate import EvaluateOptions, run
 from cvae_jax.config import DataOptions
 from cvae_jax.errors import CheckpointError, ConfigError, DataError, UserError
+from cvae_jax.evaluation import judge
 from cvae_jax.evaluation.measures import MEASURES
 from cvae_jax.storage import checkpoints
 from cvae_jax.storage.history import Progress
@@ -42,6 +43,7 @@ def write_data(folder: Path, num_train: int = 40, num_test: int = 8) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep the judges of this module in a folder of its own, and return it."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "_FEWEST_STEPS", 100)  # enough for judges whose verdict does not count
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder / "cvae_jax"

@@ -52,7 +52,7 @@ def test_while_one_trains_a_second_is_refused_and_readers_find_whole_checkpoints
     trainer: faults.Trainer,
 ) -> None:
     started = trainer.start_and_wait()
-    with pytest.raises(UserError, match=f"trained in by process {started.process.pid} on host "):
+    with pytest.raises(UserError, match=f"in use by process {started.process.pid} on host "):
         train_here(trainer.folder)
     num_read = 0
     while started.is_running:

@@ -13,13 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvae_jax.config import RunConfig
-from cvae_jax.data.batches import NO_EXAMPLE, Gathered, binarize_dataset, in_rows, put_on_device
+from cvae_jax.data.batches import (
+    NO_EXAMPLE,
+    Feed,
+    Gathered,
+    binarize_dataset,
+    in_rows,
+    make_feed,
+    piece_length,
+    put_on_device,
+)
 from cvae_jax.data.dataset import Splits
 from cvae_jax.keys import Purpose, make_key
 from cvae_jax.models import build_model
 from cvae_jax.runtime import devices
-from cvae_jax.training.feed import Feed, make_feed, piece_length
-from cvae_jax.training.programs import (
+from cvae_jax.training.loop import (
     Dispatch,
     Programs,
     behind,

@@ -109,6 +109,7 @@ def test_where_nothing_can_be_kept_there_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(judge, "_FEWEST_STEPS", 20)
     (tmp_path / "cvae_jax").write_bytes(b"in the way")
     assert judge.find_judge(SPLITS, SPLITS.fingerprint())
     assert "has to train the judge again" in caplog.text

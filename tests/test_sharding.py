@@ -17,7 +17,7 @@ from cvae_jax.data.dataset import Splits
 from cvae_jax.models import build_model
 from cvae_jax.models.family import Model
 from cvae_jax.runtime import devices
-from cvae_jax.training.programs import Programs, build_programs
+from cvae_jax.training.loop import Programs, build_programs
 from cvae_jax.training.step import init_state, train_steps
 from tests.helpers import NUM_DEVICES, SMALL_CONFIG, epoch_shapes, run_config
 

@@ -140,6 +140,13 @@ def test_nothing_leaks_is_nan_reuses_a_key_or_visits_the_host(
         program = jax.jit(bound, donate_argnums=0)
         with jax.transfer_guard("disallow"):
             jax.block_until_ready(program(state, train_set, order, key))
+
+
+def test_the_state_is_donated(
+    steps: Callable[..., Any], make_state: MakeState, train_set: Dataset, order: jax.Array
+) -> None:
+    state = make_state()
+    steps(state, train_set, order, jax.random.key(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
 

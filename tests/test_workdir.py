@@ -15,7 +15,7 @@ from cvae_jax import __version__
 from cvae_jax.config import RunConfig, TrainConfig
 from cvae_jax.errors import CheckpointError, ConfigError, UserError
 from cvae_jax.storage import records, workdir
-from cvae_jax.storage.history import EpochMetrics, Progress
+from cvae_jax.storage.history import EpochMetrics, Progress, write_metrics
 
 RUN = RunConfig(TrainConfig(learning_rate=1, seed=2**32 - 1), (28, 28, 1), 10, "ab" * 32)
 ROW = EpochMetrics(1, 8, 1 / 3, 0.3, 1 / 30, 0.7, 0.5, 0.2, 9.99)
@@ -88,7 +88,7 @@ def test_every_difference_is_named_with_both_values() -> None:
 
 def test_a_claim_is_kept_against_other_settings(tmp_path: Path) -> None:
     workdir.claim(tmp_path, RUN, is_new=True)
-    workdir.write_metrics(tmp_path, [ROW])
+    write_metrics(tmp_path, [ROW])
     before = (tmp_path / "config.json").read_bytes()
     workdir.claim(tmp_path, RUN, is_new=False)
     other = dataclasses.replace(RUN, train=TrainConfig(seed=1))
@@ -119,7 +119,7 @@ def test_a_damaged_config_is_named(tmp_path: Path) -> None:
 
 
 def test_metrics_are_a_table_with_a_row_an_epoch(tmp_path: Path) -> None:
-    workdir.write_metrics(tmp_path, [ROW, ROW._replace(epoch=2)])
+    write_metrics(tmp_path, [ROW, ROW._replace(epoch=2)])
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]

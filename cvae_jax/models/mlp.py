@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cvae_jax.config import ModelConfig, Precision
-from cvae_jax.models.distributions import kl_to_standard_normal
 from cvae_jax.models.family import Autoencoding, Model, Params
+from cvae_jax.models.objective import kl_to_standard_normal
 
 
 def build(config: ModelConfig, precision: Precision) -> Model:

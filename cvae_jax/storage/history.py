@@ -1,15 +1,22 @@
 """The numbers of a run: the losses of its epochs, and the sums of the epoch in progress."""
 
+import csv
 import dataclasses
+import io
 import math
+from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from cvae_jax.errors import UserError
+from cvae_jax.runtime.files import whole_file
+
+METRICS = "metrics.csv"
 
 
 class LossSums(NamedTuple):
@@ -133,3 +140,14 @@ def require_finite(step: int, sums: LossSums, is_finite: bool, steps_per_epoch: 
         f"{problem} (epoch {epoch + 1}, batch {batch + 1}); try a smaller --learning-rate in "
         "another --workdir"
     )
+
+
+def write_metrics(workdir: Path, history: Sequence[EpochMetrics]) -> None:
+    """Write metrics.csv anew: one row an epoch, losses in nats per image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(EpochMetrics._fields)
+    for row in history:
+        writer.writerow(f"{value:.4f}" if isinstance(value, float) else value for value in row)
+    with whole_file(workdir / METRICS) as file:
+        file.write(text.getvalue().encode())

@@ -1,13 +1,11 @@
-"""The small files of a run's folder: config.json, metrics.csv and the lock."""
+"""A run's folder: its lock, and config.json, which holds its settings."""
 
 import contextlib
-import csv
 import errno
-import io
 import os
 import shlex
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,14 +14,13 @@ from cvae_jax.config import RunConfig
 from cvae_jax.errors import CheckpointError, ConfigError, UserError
 from cvae_jax.runtime.files import reason, remove_leftovers, whole_file
 from cvae_jax.storage import records
-from cvae_jax.storage.history import EpochMetrics
+from cvae_jax.storage.history import METRICS
 
 CHECKPOINTS = "checkpoints"
 SAMPLES = "samples"
 LOSS = "loss.png"
 
 _CONFIG = "config.json"
-_METRICS = "metrics.csv"
 _LOCK, _HOLDER = ".lock", ".lock_holder"
 _NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -53,7 +50,7 @@ def lock(workdir: Path) -> Iterator[None]:
     with held:
         with whole_file(workdir / _HOLDER) as file:
             file.write(f"process {os.getpid()} on host {socket.gethostname()}".encode())
-        for pattern in (_HOLDER, _CONFIG, _METRICS, LOSS, "evaluation.*"):
+        for pattern in (_HOLDER, _CONFIG, METRICS, LOSS, "evaluation.*"):
             remove_leftovers(workdir, pattern)
         remove_leftovers(workdir / SAMPLES, "*")
         try:
@@ -88,7 +85,7 @@ def claim(workdir: Path, run: RunConfig, *, is_new: bool) -> None:
         ConfigError: settings differ; the message names each with both values.
         CheckpointError: config.json can't be read.
     """
-    is_empty = is_new and not (workdir / _METRICS).exists()
+    is_empty = is_new and not (workdir / METRICS).exists()
     if is_empty or not is_claimed(workdir):
         with whole_file(workdir / _CONFIG) as file:
             file.write(records.encode(run))
@@ -121,14 +118,3 @@ def read_config(workdir: Path) -> RunConfig:
 def train_command(workdir: Path) -> str:
     """Return the command that trains in a folder."""
     return f"cvae-jax train --workdir {shlex.quote(str(workdir))}"
-
-
-def write_metrics(workdir: Path, history: Sequence[EpochMetrics]) -> None:
-    """Write metrics.csv anew: one row an epoch, losses in nats per image."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(EpochMetrics._fields)
-    for row in history:
-        writer.writerow(f"{value:.4f}" if isinstance(value, float) else value for value in row)
-    with whole_file(workdir / _METRICS) as file:
-        file.write(text.getvalue().encode())

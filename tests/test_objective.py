@@ -7,7 +7,7 @@ from jax.test_util import check_grads
 from cvae_jax.config import ModelConfig
 from cvae_jax.keys import Purpose, fold_in_each, make_key
 from cvae_jax.models import build_model
-from cvae_jax.models.distributions import bernoulli_log_likelihood, kl_to_standard_normal
+from cvae_jax.models.objective import bernoulli_log_likelihood, kl_to_standard_normal
 from cvae_jax.noise import batch_noise, example_noise
 
 
