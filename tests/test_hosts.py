@@ -23,12 +23,12 @@ EPOCHS = 5
 LONGEST_ALONE = 40
 """Seconds in which a process ends after another one is gone."""
 
-# A lost process is noticed by its silence; here that takes ten seconds in place of a minute.
+# A lost process is noticed by its silence; here that takes six seconds instead of a minute.
 TRAIN = """
 from cvae_jax.commands.cli import main
 from cvae_jax.runtime import hosts
 
-hosts._HEARTBEAT_SECONDS = 10
+hosts._HEARTBEAT_SECONDS = 6
 main("train")
 """
 

@@ -118,14 +118,14 @@ def test_a_workdir_of_version_0_2_is_resumed_and_sampled(tmp_path: Path) -> None
 
 
 def test_a_checkpoint_goes_on_with_any_number_of_devices(train: Any, tmp_path: Path) -> None:
-    for epochs, num_devices in ((1, 4), (2, 1), (3, 2)):
+    for epochs, num_devices in ((1, 4), (2, 1)):
         train(tmp_path / "many", epochs, num_devices=num_devices)
-    train(tmp_path / "one", 3)
+    train(tmp_path / "one", 2)
     found, expected = (
         [float(row["test_loss"]) for row in read_metrics(tmp_path / name)]
         for name in ("many", "one")
     )
-    assert len(found) == 3
+    assert len(found) == 2
     assert found == pytest.approx(expected, rel=1e-3)
 
 
