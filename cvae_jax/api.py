@@ -78,7 +78,8 @@ def load(folder: str | Path, step: int | None = None) -> "TrainedModel":
     run = workdir.read_config(folder)
     checkpoint = _choose(folder, step)
     model = build_model(run.model)
-    like = {"params": jax.eval_shape(model.init, jax.random.key(0))}
+    # The key is made inside: outside, it would be computed.
+    like = {"params": jax.eval_shape(lambda: model.init(jax.random.key(0)))}
     restored, progress = checkpoints.restore(checkpoint, like, run)
     return TrainedModel(checkpoint, run, model, restored["params"], progress.history)
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
+from jax.nn import logsumexp
 
 from cvae_jax.keys import fold_in_each
 from cvae_jax.models.family import Model, Params

@@ -23,5 +23,6 @@ def build_model(config: ModelConfig, precision: Precision = "float32") -> Model:
 
 def count_params(config: ModelConfig) -> int:
     """Return the number of a model's parameters, without allocating them."""
-    shapes = jax.eval_shape(build_model(config).init, jax.random.key(0))
+    model = build_model(config)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
