@@ -3,14 +3,22 @@
 import dataclasses
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from cvae_jax.config import DataOptions, DeviceOptions, RunConfig, RunOptions, TrainConfig
+from cvae_jax.config import (
+    LARGEST_COUNT,
+    LARGEST_SEED,
+    DataOptions,
+    DeviceOptions,
+    RunConfig,
+    RunOptions,
+    TrainConfig,
+)
 from cvae_jax.data.batches import map_rows
 from cvae_jax.data.dataset import Splits
 from cvae_jax.errors import CheckpointError, ConfigError
@@ -44,18 +52,24 @@ def train(
     """
     from cvae_jax.training import loop  # late, so that `load` starts without it
 
+    if not isinstance(data, str | Splits):
+        raise TypeError(f"data must be a name or Splits, not {type(data).__name__}")
     settings |= {"quiet": not verbose}
     if isinstance(data, str):
         settings["dataset"] = data
     else:
         settings.setdefault("dataset", "arrays")
     for name in ("workdir", "data_dir"):
+        if settings.get(name) == "":
+            raise ConfigError(f"{name} '' is empty; name a folder, or leave it out")
         if settings.get(name) is not None:
             settings[name] = Path(settings[name])
     groups: list[Any] = []
     for kind in (TrainConfig, RunOptions, DataOptions, DeviceOptions):
-        names = [field.name for field in dataclasses.fields(kind) if field.name in settings]
-        groups.append(kind(**{name: settings.pop(name) for name in names}))
+        hints = get_type_hints(kind)
+        names = [name for name in hints if name in settings]
+        values = {name: _checked(name, settings.pop(name), hints[name]) for name in names}
+        groups.append(kind(**values))
     config, options, source, spread = groups
     if settings:
         raise TypeError(f"there is no setting {', '.join(settings)}; config.py lists all of them")
@@ -84,6 +98,19 @@ def load(folder: str | Path, step: int | None = None) -> "TrainedModel":
     return TrainedModel(checkpoint, run, model, restored["params"], progress.history)
 
 
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """Return the value of a setting; raise `ConfigError` where its type is not the setting's."""
+    value = value.item() if isinstance(value, np.generic) else value
+    kinds = get_args(hint) or (hint,)  # of `int | None` both, of a Literal its values
+    if float in kinds and type(value) is int:
+        return float(value)
+    own = [bool] if type(value) is bool else type(value).__mro__  # a bool is no int here
+    if value in kinds or any(kind in kinds for kind in own):
+        return value
+    allowed = " or ".join(getattr(kind, "__name__", repr(kind)) for kind in kinds)
+    raise ConfigError(f"{name} {value!r} can't be used; it must be {allowed}")
+
+
 def _choose(folder: Path, step: int | None) -> Path:
     directory = folder / workdir.CHECKPOINTS
     if step is None:
@@ -94,7 +121,7 @@ def _choose(folder: Path, step: int | None) -> Path:
             )
         return newest
     steps = checkpoints.list_steps(directory)
-    if step not in steps:
+    if type(step) is not int or step not in steps:
         raise ConfigError(f"--step {step} is not in {directory}; choose one of {steps}")
     checkpoint = directory / str(step)
     if damage := checkpoints.find_damage(checkpoint):
@@ -126,6 +153,8 @@ class TrainedModel:
             num: number of images of one class.
             seed: from 0 to 2**32 - 1; equal seeds give equal images.
         """
+        _require_count("num", num, 1)
+        _require_count("seed", seed, 0, LARGEST_SEED)
         shape = np.shape(label) or (num,)
         return draw_images(self.params, self._labels(label, shape), seed, model=self.model)
 
@@ -144,7 +173,7 @@ class TrainedModel:
         """
         latents = np.asarray(latent, np.float32)
         is_one, size = latents.ndim == 1, self.model.latent_dim
-        if latents.ndim not in (1, 2) or latents.shape[-1] != size:
+        if latents.ndim not in (1, 2) or latents.shape[-1] != size or not len(latents):
             raise ValueError(f"latents of shape {latents.shape} don't fit the model's, ({size},)")
         latents = latents.reshape(-1, size)
         image = self._decode(self.params, latents, self._labels(label, (len(latents),)))
@@ -164,6 +193,8 @@ class TrainedModel:
             num_samples: latents of each image.
             seed: from 0 to 2**32 - 1; fixes the latents.
         """
+        _require_count("num_samples", num_samples, 1)
+        _require_count("seed", seed, 0, LARGEST_SEED)
         images, is_one = self._images(image)
         labels = self._labels(label, (len(images),))
 
@@ -215,7 +246,7 @@ class TrainedModel:
         array, shape = np.asarray(image), self.run.image_shape
         shapes = [shape, shape[:2]] if shape[2] == 1 else [shape]
         is_one = array.shape in shapes
-        if not is_one and array.shape[1:] not in shapes:
+        if not is_one and (array.shape[1:] not in shapes or not len(array)):
             raise ValueError(f"images of shape {array.shape} don't fit the model's, {shape}")
         if array.dtype == np.uint8:
             array = array / np.float32(255)
@@ -231,4 +262,11 @@ class TrainedModel:
             labels.size and not 0 <= labels.min() <= labels.max() < self.run.num_classes
         ):
             raise ValueError(f"there is no class {label!r}; choose 0 to {self.run.num_classes - 1}")
+        if labels.shape not in ((), shape) or 0 in shape:
+            raise ValueError(f"labels of shape {labels.shape} don't fit {shape[0]} images")
         return np.broadcast_to(labels, shape).astype(np.int32)
+
+
+def _require_count(name: str, value: int, least: int, most: int = LARGEST_COUNT) -> None:
+    if not (isinstance(value, int | np.integer) and least <= value <= most):
+        raise ValueError(f"{name} {value!r} can't be used; choose an int from {least} to {most}")

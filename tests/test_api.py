@@ -99,20 +99,42 @@ def test_log_likelihood_is_tighter_than_the_bound_and_of_each_image(
 
 
 def test_wrong_arguments_are_named(trained: cvae_jax.TrainedModel, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no class 10; choose 0 to 9"):
-        trained.sample(10)
-    with pytest.raises(ValueError, match=r"shape \(27, 28\) don't fit"):
-        trained.encode(np.zeros((27, 28)), 0)
-    with pytest.raises(ValueError, match=r"shape \(2, 4\) don't fit"):
-        trained.decode(np.zeros((2, 4)), 0)
-    with pytest.raises(ValueError, match="uint8"):
-        trained.encode(np.full((28, 28), 255), 0)
-    with pytest.raises(TypeError, match="no setting latents"):
-        cvae_jax.train("mnist", latents=3)
+    image = np.zeros((20, 28, 28))
+    for call, message in (
+        (lambda: trained.sample(10), "no class 10; choose 0 to 9"),
+        (lambda: trained.sample(0, num=0), "num 0 can't be used"),
+        (lambda: trained.sample(0, seed=-1), "seed -1 can't be used"),
+        (lambda: trained.encode(np.zeros((27, 28)), 0), r"shape \(27, 28\) don't fit"),
+        (lambda: trained.encode(image[:0], 0), r"shape \(0, 28, 28\) don't fit"),
+        (lambda: trained.encode(image, [1, 2, 3]), r"shape \(3,\) don't fit 20 images"),
+        (lambda: trained.encode(np.full((28, 28), 255), 0), "uint8"),
+        (lambda: trained.decode(np.zeros((2, 4)), 0), r"shape \(2, 4\) don't fit"),
+        (lambda: trained.log_likelihood(image, 0, num_samples=0), "num_samples 0 can't be used"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
     with pytest.raises(ConfigError, match="cvae-jax train --workdir"):
         cvae_jax.load(tmp_path)
     with pytest.raises(ConfigError, match=r"--step 7 is not in .* choose one of \[80, 120\]"):
         cvae_jax.load(trained.checkpoint.parents[1], step=7)
+
+
+def test_settings_of_another_type_are_refused_before_anything_is_written(
+    small_splits: Splits, tmp_path: Path
+) -> None:
+    for name, value in (("seed", 1.5), ("latent_dim", 2.0), ("epochs", "3"), ("epochs", None)):
+        settings: dict[str, Any] = {"workdir": tmp_path / "run", name: value}
+        with pytest.raises(ConfigError, match=f"{name} {value!r} can't be used; it must be int"):
+            cvae_jax.train(small_splits, **settings)
+    with pytest.raises(TypeError, match="no setting latents"):
+        cvae_jax.train("mnist", latents=3)
+    with pytest.raises(TypeError, match="not int"):
+        cvae_jax.train(3)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+    # The numbers of a sweep are often NumPy's.
+    settings = {"hidden_dim": np.int64(8), "learning_rate": np.float32(1e-2), "num_devices": 1}
+    model = cvae_jax.train(small_splits, epochs=1, workdir=tmp_path / "run", **settings)
+    assert model.run.train.hidden_dim == 8
 
 
 def test_a_damaged_step_is_refused_where_it_is_asked_for(

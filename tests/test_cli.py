@@ -280,3 +280,13 @@ def test_a_workdir_that_is_not_valid_utf_8_is_refused(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: --workdir runs/\\udcff can't be used: 'utf-8' codec")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_control_c_that_a_module_would_swallow_is_heeded_after_the_imports() -> None:
+    def import_modules() -> None:
+        # A C extension turns the exception into an ImportError.
+        with cli.many_imports(), contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        import_modules()

@@ -176,3 +176,9 @@ def test_images_of_the_classes_that_there_are_are_chosen_in_turn(label: list[int
     assert len(set(chosen)) == len(chosen) <= 50
     assert [label[i] for i in chosen[: len(shown)]] == shown
     assert set(np.array(label)[chosen]) == set(shown)
+
+
+def test_tall_and_wide_images_make_a_grid_of_bounded_size() -> None:
+    for shape in ((3000, 1, 1), (1, 3000, 1)):
+        figure = figures.image_grid(np.zeros((64, *shape)), range(64), "", num_columns=8)
+        assert max(figure.get_size_inches()) < 25

@@ -112,9 +112,13 @@ def test_without_a_model_the_message_has_the_command_that_trains_one(tmp_path: P
             workdir.read_config(folder)
 
 
-def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+def test_a_damaged_or_missing_config_is_named_with_what_restores_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(records.encode(RUN)[:-20])
-    with pytest.raises(CheckpointError, match=r"config\.json can't be read: "):
+    with pytest.raises(CheckpointError, match=r"config\.json can't be read: .*; delete it"):
+        workdir.read_config(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json is missing; the command that"):
         workdir.read_config(tmp_path)
 
 

@@ -51,6 +51,9 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
             program = f"cvae-jax {command}"
         module, options = _load_command(command)
         values = _parse(options, arguments, program)
+        if not getattr(values, "show", False):
+            # A notebook's value may name a module that this environment lacks; nothing needs it.
+            os.environ.pop("MPLBACKEND", None)
         with many_imports():
             from cvae_jax.runtime import compilation_cache
         compilation_cache.keep()
@@ -96,12 +99,17 @@ def many_imports() -> Iterator[None]:
     Modules stay. A search for garbage among their million objects, during the imports and at the
     end of the process, takes a quarter of the time of a short command.
     """
+    received: list[int] = []
     gc.disable()
     try:
-        yield
+        # A C extension would turn the KeyboardInterrupt into an error of its own.
+        with signals.handled((signal.SIGINT, signal.SIGTERM), lambda n, _: received.append(n)):
+            yield
     finally:
         gc.freeze()
         gc.enable()
+    if received:
+        raise KeyboardInterrupt(*received[:1])
 
 
 @contextlib.contextmanager

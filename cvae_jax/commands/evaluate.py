@@ -24,6 +24,7 @@ _FEWEST_IMAGES = 4  # one and its three nearest neighbours
 
 _QUICK_WITHOUT = ("classification",)  # it trains a judge, which takes minutes
 _QUICK_IMAGES, _QUICK_LATENTS = 1000, 500
+_OF_CHOSEN_IMAGES = ("elbo", "likelihood", "latent")  # the others are of the whole test set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +80,9 @@ def run(options: EvaluateOptions) -> None:
         folder = user_path("out", options.out)
     if options.quick:
         options = _shorten(options)
-    model = api.load(options.workdir, options.step)
-    print(f"model: {model.checkpoint}")
     print(f"devices: {devices.describe()}", flush=True)
+    model = api.load(options.workdir, options.step)
+    print(f"model: {model.checkpoint}", flush=True)
     config, data = model.run.train, options.data
     splits = load_dataset(config.dataset, source=data.source, data_dir=data.data_dir)
     _require_data(splits, model.run.data_sha256, config.dataset)
@@ -127,12 +128,14 @@ def run(options: EvaluateOptions) -> None:
     print(f"\n{report.table(finding)}\n")
     if options.quick:
         left_out = ", ".join(name for name in MEASURES if name not in options.measures)
-        number = min(_QUICK_IMAGES, len(splits.test.label))
-        print(
-            f"--quick left out {left_out or 'nothing'}. It measured elbo, likelihood and latent on "
-            f"{number:,} random\ntest images, the likelihood with K = "
-            f"{options.num_importance_samples}. For all of it, leave out --quick."
-        )
+        of_some = ", ".join(name for name in options.measures if name in _OF_CHOSEN_IMAGES)
+        print(f"A quick look, without {left_out or 'nothing'}; leave out --quick for all of it.")
+        if of_some:
+            number = min(_QUICK_IMAGES, len(splits.test.label))
+            print(
+                f"Measured on {number:,} random test images, the likelihood with K = "
+                f"{options.num_importance_samples}: {of_some}."
+            )
     print(f"wrote {folder / _JSON} and {folder / _PICTURE}, after {seconds:.0f} s")
 
 

@@ -53,10 +53,12 @@ def run(options: SampleOptions) -> None:
 
         from cvae_jax import api
         from cvae_jax.drawing import modes
+        from cvae_jax.runtime import devices
         from cvae_jax.runtime.files import user_path, whole_file, write_arrays
 
     digit, out = options.digit, options.out and user_path("out", options.out)
     npz = options.npz and user_path("npz", options.npz)
+    devices.describe()  # reports in one line where JAX can't start
     model = api.load(options.workdir, options.step)
     if out is None and (npz is None or options.show):
         name = "digits.png" if digit is None else f"digit_{digit}.png"

@@ -44,7 +44,9 @@ def load(name: str, data_dir: Path | None) -> Splits:
         ConfigError: the data set is not in `NAMES`.
         DataError: it can't be downloaded, prepared or read.
     """
-    require(name in NAMES, "dataset", repr(name), f"{', '.join(NAMES)}, or --source idx")
+    require(
+        name in NAMES, "dataset", repr(name), f"{', '.join(NAMES)}, or --source idx with --data-dir"
+    )
     data_dir = data_dir or default_folder()
     directory = find_prepared(name, data_dir) or prepare(name, data_dir)
     cache = directory / "cvae_jax.npz"

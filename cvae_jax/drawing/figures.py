@@ -33,12 +33,13 @@ def image_grid(
         caption: N captions, for example the labels.
         title: the line over the figure.
         num_columns: images in a row.
-        inches: width of an image in the figure.
+        inches: width of an image in the figure; its height, where that is the longer side.
     """
     num_images, height, width, channels = image.shape
     num_columns = min(num_columns, num_images)
     num_rows = math.ceil(num_images / num_columns)
-    gap, caption_height = math.ceil(_GAP * width), math.ceil(_CAPTION_HEIGHT * width)
+    size = max(height, width)
+    gap, caption_height = math.ceil(_GAP * size), math.ceil(_CAPTION_HEIGHT * size)
     row_height, column_width = caption_height + height + gap, width + gap
     canvas = np.ones((num_rows * row_height, num_columns * column_width - gap, channels))
     for i in range(num_images):
@@ -46,7 +47,7 @@ def image_grid(
         top, left = row * row_height + caption_height, column * column_width
         canvas[top : top + height, left : left + width] = image[i]
 
-    scale = inches / width
+    scale = inches / size
     canvas_height, canvas_width = canvas.shape[0] * scale, canvas.shape[1] * scale
     figure_width = max(canvas_width, 0.11 * len(title)) + 2 * _MARGIN
     figure_height = canvas_height + _MARGIN + _TITLE_HEIGHT

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cvae_jax.errors import ConfigError, UserError
+from cvae_jax.runtime.files import reason
 
 _AXIS = "batch"
 
@@ -27,10 +28,10 @@ def describe(num_used: int | None = 1) -> str:
     """
     try:
         devices = jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that its platform was found
         raise UserError(
-            f"JAX can't use its accelerator ({str(error).splitlines()[0]}); if another process "
-            "holds it, such as a notebook's kernel, restart that one"
+            f"JAX can't start ({reason(error)}); check JAX_PLATFORMS, and whether another process, "
+            "such as a notebook's kernel, holds the accelerator"
         ) from error
     kinds = [f"{device.device_kind} ({device.platform})" for device in devices]
     names = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))

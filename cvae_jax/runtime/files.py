@@ -127,7 +127,7 @@ def user_path(option: str, path: Path) -> Path:
     """
     try:
         expanded = path.expanduser()
-        str(expanded.absolute()).encode()  # Orbax fails on such a path, at the first checkpoint
+        str(expanded.resolve()).encode()  # Orbax fails on such a path, at the first checkpoint
     except (RuntimeError, UnicodeEncodeError, OSError) as error:  # OSError: no current folder
         raise ConfigError(
             f"--{option} {path} can't be used: {reason(error)}; name another path"

@@ -109,10 +109,16 @@ def read_config(workdir: Path) -> RunConfig:
         return records.decode(path.read_bytes())[0]
     except (OSError, records.RecordError) as error:
         if getattr(error, "errno", None) in _NO_SUCH_PLACE:
+            if (workdir / CHECKPOINTS).is_dir():
+                problem = f"{path} is missing; the command that trained there restores it"
+                raise CheckpointError(problem) from error
             raise ConfigError(
                 f"no trained model in {workdir}; make one with: {train_command(workdir)}"
             ) from error
-        raise CheckpointError(f"{path} can't be read: {reason(error)}") from error
+        raise CheckpointError(
+            f"{path} can't be read: {reason(error)}; delete it, and the command that trained "
+            "there restores it"
+        ) from error
 
 
 def train_command(workdir: Path) -> str:
