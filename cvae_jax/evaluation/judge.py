@@ -217,7 +217,7 @@ def encode(params: Params, fingerprint: str) -> bytes:
     """Return a judge and the fingerprint of its data set as the contents of an NPZ file."""
     arrays = flatten_dict(jax.device_get(params), sep=".") | {_DATA: np.array(fingerprint)}
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **arrays)
+    np.savez(file, **arrays)
     return file.getvalue()
 
 

@@ -54,7 +54,7 @@ def decode(record: bytes) -> tuple[RunConfig, Progress]:
         train = msgspec.json.decode(record, type=TrainConfig)
         rest = msgspec.json.decode(record, type=_Record)
         run = RunConfig(train, rest.image_shape, rest.num_classes, rest.data_sha256)
-    except (ValueError, ConfigError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, ConfigError, RecursionError) as error:
         raise RecordError(str(error)) from error
     return run, rest.progress or Progress()
 
