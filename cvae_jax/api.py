@@ -93,9 +93,10 @@ def load(folder: str | Path, step: int | None = None) -> "TrainedModel":
     checkpoint = _choose(folder, step)
     model = build_model(run.model)
     # The key is made inside: outside, it would be computed.
-    like = {"params": jax.eval_shape(lambda: model.init(jax.random.key(0)))}
+    part = "average" if run.train.ema else "params"
+    like = {part: jax.eval_shape(lambda: model.init(jax.random.key(0)))}
     restored, progress = checkpoints.restore(checkpoint, like, run)
-    return TrainedModel(checkpoint, run, model, restored["params"], progress.history)
+    return TrainedModel(checkpoint, run, model, restored[part], progress.history)
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:

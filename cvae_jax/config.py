@@ -13,8 +13,10 @@ from typing import Any, Literal, get_args
 from cvae_jax.errors import ConfigError
 
 Binarize = Literal["none", "dynamic"]
-ModelName = Literal["mlp"]
+ModelName = Literal["mlp", "conv"]
+Prior = Literal["normal", "flow"]
 Precision = Literal["float32", "bfloat16"]
+Schedule = Literal["constant", "cosine"]
 Source = Literal["auto", "bundled", "tfds", "idx"]
 
 LARGEST_SEED = 2**32 - 1
@@ -63,13 +65,27 @@ class TrainConfig:
     dataset: str = "mnist"
     """Data set: mnist, fashion_mnist or kmnist; with --source idx any name of your own."""
     model: ModelName = "mlp"
-    """Model. mlp: one hidden layer in the encoder and one in the decoder."""
+    """Model. mlp: the original, one hidden layer in the encoder and one in the decoder.
+    conv: residual blocks of convolutions."""
+    prior: Prior = "normal"
+    """Prior of the latent. normal: N(0, I). flow: learnt, for each class."""
     batch_size: int = 128
     """Images in a batch."""
     learning_rate: float = 1e-3
-    """Learning rate of Adam."""
+    """Learning rate of Adam; the highest one of a schedule."""
+    schedule: Schedule = "constant"
+    """Learning rate over time. cosine: it falls to zero at the last of --decay-epochs."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from zero."""
+    decay_epochs: int | None = None
+    """Epochs of a cosine schedule. Default: --epochs."""
+    clip_norm: float | None = None
+    """Largest norm of a gradient; a larger one is scaled down. Default: none."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, such as 0.999. The average is tested, sampled and
+    saved beside the weights. 0: no average."""
     hidden_dim: int = 600
-    """Units in each hidden layer."""
+    """Units in each hidden layer of the model mlp."""
     latent_dim: int = 50
     """Dimensions of the latent Gaussian."""
     binarize: Binarize = "none"
@@ -101,11 +117,21 @@ class TrainConfig:
         require_count("latent-dim", self.latent_dim, most=LARGEST_DIM)
         for option, value, allowed in (
             ("model", self.model, get_args(ModelName)),
+            ("prior", self.prior, get_args(Prior)),
+            ("schedule", self.schedule, get_args(Schedule)),
             ("binarize", self.binarize, get_args(Binarize)),
             ("precision", self.precision, get_args(Precision)),
         ):
             require(value in allowed, option, reprlib.repr(value), " or ".join(allowed))
         require_count("seed", self.seed, least=0, most=LARGEST_SEED)
+        require_count("warmup-steps", self.warmup_steps, least=0)
+        require(0 <= self.ema < 1, "ema", self.ema, "a number from 0 to below 1")
+        if self.decay_epochs is not None:
+            require_count("decay-epochs", self.decay_epochs)
+        if self.clip_norm is not None:
+            bounds = f"a number from {SMALLEST_RATE} to {LARGEST_RATE}"
+            in_bounds = SMALLEST_RATE <= self.clip_norm <= LARGEST_RATE
+            require(in_bounds, "clip-norm", self.clip_norm, bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +206,7 @@ class ModelConfig:
     image_shape: tuple[int, int, int]  # (H, W, C)
     num_classes: int
     name: ModelName = TrainConfig.model
+    prior: Prior = TrainConfig.prior
     hidden_dim: int = TrainConfig.hidden_dim
     latent_dim: int = TrainConfig.latent_dim
 
@@ -215,6 +242,7 @@ class RunConfig:
             image_shape=self.image_shape,
             num_classes=self.num_classes,
             name=self.train.model,
+            prior=self.train.prior,
             hidden_dim=self.train.hidden_dim,
             latent_dim=self.train.latent_dim,
         )

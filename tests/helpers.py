@@ -52,7 +52,8 @@ def final_state(workdir: Path, splits: Splits, config: TrainConfig = SMALL_CONFI
     like = jax.eval_shape(build_programs(run, splits).init)
     newest = checkpoints.find_newest(workdir / "checkpoints")
     assert newest is not None
-    return TrainState(**checkpoints.restore(newest, like._asdict(), run)[0])
+    parts = {name: part for name, part in like._asdict().items() if part is not None}
+    return TrainState(**checkpoints.restore(newest, parts, run)[0])
 
 
 def epoch_shapes(model: Model, optimizer: optax.GradientTransformation, batch_size: int) -> Any:

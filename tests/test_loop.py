@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from cvae_jax import api
-from cvae_jax.config import Binarize, DataOptions, DeviceOptions, RunOptions, TrainConfig
+from cvae_jax.config import DataOptions, DeviceOptions, RunOptions, TrainConfig
 from cvae_jax.data.dataset import Dataset, Splits
 from cvae_jax.errors import CheckpointError, ConfigError, UserError
 from cvae_jax.storage import checkpoints, workdir
@@ -78,11 +78,32 @@ def test_quiet_prints_nothing(
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("stops", "binarize"), [([2], "none"), ([1, 3], "dynamic")])
+@pytest.mark.parametrize(
+    ("stops", "settings"),
+    [
+        ([2], {}),
+        ([1, 3], {"binarize": "dynamic"}),
+        # With a schedule, clipping and an average there is more to restore.
+        (
+            [2],
+            {
+                "schedule": "cosine",
+                "decay_epochs": 4,
+                "warmup_steps": 5,
+                "clip_norm": 50.0,
+                "ema": 0.99,
+            },
+        ),
+    ],
+)
 def test_a_run_in_parts_equals_a_run_in_one_go_to_the_bit(
-    stops: list[int], binarize: Binarize, train: Any, tmp_path: Path, small_splits: Splits
+    stops: list[int],
+    settings: dict[str, Any],
+    train: Any,
+    tmp_path: Path,
+    small_splits: Splits,
 ) -> None:
-    config = dataclasses.replace(SMALL_CONFIG, binarize=binarize)
+    config = dataclasses.replace(SMALL_CONFIG, **settings)
     train(tmp_path / "whole", 4, config)
     for epochs in [*stops, 4]:
         train(tmp_path / "parts", epochs, config)

@@ -1,6 +1,7 @@
 """The training loop: from settings and a data set to the files of a workdir."""
 
 import contextlib
+import dataclasses
 import math
 import shlex
 import signal
@@ -9,12 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, reduce
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
@@ -25,7 +25,7 @@ from cvae_jax.data.sources import load_dataset
 from cvae_jax.drawing import figures
 from cvae_jax.errors import InterruptedRunError
 from cvae_jax.keys import Purpose, make_key
-from cvae_jax.models import build_model, count_params
+from cvae_jax.models import build_model, count_flops
 from cvae_jax.models.family import Params
 from cvae_jax.models.sampling import sample
 from cvae_jax.runtime import devices, hosts, signals
@@ -39,6 +39,7 @@ from cvae_jax.storage.history import (
     require_finite,
     write_metrics,
 )
+from cvae_jax.training.optimizer import build_optimizer
 from cvae_jax.training.step import TrainState, init_state, is_finite, train_steps
 from cvae_jax.training.test_loss import compute_test_loss
 
@@ -90,6 +91,8 @@ def train(
         InterruptedRunError: SIGINT or SIGTERM stopped the run; it was saved.
         HostError: several processes train together, and one of them failed.
     """
+    if config.schedule == "cosine" and config.decay_epochs is None:
+        config = dataclasses.replace(config, decay_epochs=options.epochs)
     folder = user_path("workdir", options.workdir or Path("runs") / config.dataset)
     say = (lambda *_: None) if options.quiet else partial(print, flush=True)
     with hosts.joined(spread.coordinator_address, spread.num_processes, spread.process_id):
@@ -193,7 +196,8 @@ def build_programs(
     mesh = devices.make_mesh(1) if mesh is None else mesh
     jit = partial(jax.jit, out_shardings=devices.on_all(mesh))
     settings = run.train
-    model, optimizer = build_model(run.model), optax.adam(settings.learning_rate)
+    steps_per_epoch = math.ceil(len(splits.train.label) / settings.batch_size)
+    model, optimizer = build_model(run.model), build_optimizer(settings, steps_per_epoch)
     trained_model = build_model(run.model, settings.precision)
     key = partial(jit(make_key, static_argnums=1), np.uint32(settings.seed))
     weights_key, noise_key, test_key = map(key, (Purpose.WEIGHTS, Purpose.NOISE, Purpose.TEST))
@@ -201,10 +205,10 @@ def build_programs(
     if settings.binarize == "dynamic":
         image_key, test_image_key = key(Purpose.BINARIZE), key(Purpose.TEST_BINARIZE)
 
-    steps_per_epoch = math.ceil(len(splits.train.label) / settings.batch_size)
     on_cpu = jax.default_backend() == "cpu"
     most_flops = _DISPATCH_FLOPS_CPU if on_cpu else _DISPATCH_FLOPS_ACCELERATOR
-    flops = 6 * count_params(run.model) * settings.batch_size * steps_per_epoch
+    # Three times a forward pass, for it and both gradients.
+    flops = 3 * count_flops(run.model) * settings.batch_size * steps_per_epoch
     fewest_pieces = math.ceil(flops / most_flops)
     at_a_time = images_at_a_time(math.prod(run.image_shape))
     feed = make_feed(
@@ -233,6 +237,7 @@ def build_programs(
             model=trained_model,
             optimizer=optimizer,
             binarize_key=binarize_key,
+            ema=settings.ema,
         )
 
     test_piece = jit(partial(compute_test_loss, model=model))
@@ -244,7 +249,8 @@ def build_programs(
             jax.block_until_ready(sums[:-1])  # no more than two pieces of a stream at a time
         return sums
 
-    init = jit(partial(init_state, model=model, optimizer=optimizer))
+    has_average = settings.ema > 0
+    init = jit(partial(init_state, model=model, optimizer=optimizer, has_average=has_average))
     samples = jit(partial(sample, model=model))
     num_ahead = 1
     if not on_cpu and feed.is_resident:
@@ -301,9 +307,9 @@ def dispatch_epochs(
                 step=step,
                 train=sums,
                 is_finite=programs.is_finite(state),
-                test=programs.test(state.params) if is_end else None,
+                test=programs.test(state.tested) if is_end else None,
                 samples=(
-                    programs.samples(state.params, label) if is_end and is_drawn(epoch) else None
+                    programs.samples(state.tested, label) if is_end and is_drawn(epoch) else None
                 ),
                 state=programs.copy(state) if is_end and is_saved(epoch) else state,
             )
@@ -332,7 +338,7 @@ def _train(
     directory = folder / workdir.CHECKPOINTS
     if newest:
         like, where = jax.eval_shape(programs.init), devices.on_all(programs.mesh)
-        restored, start = checkpoints.restore(newest, like._asdict(), run, where)
+        restored, start = checkpoints.restore(newest, _parts(like), run, where)
         state = TrainState(**restored)
     else:
         state, start = programs.init(), Progress()
@@ -377,16 +383,21 @@ def _train(
                 _draw_grid(dispatch.samples, run, epoch, folder)
         # The checkpoint comes last: where it exists, so does everything that belongs before it.
         if is_saved(epoch):
-            checkpoints.save(directory, state._asdict(), run, progress)
+            checkpoints.save(directory, _parts(state), run, progress)
             saved = step
     if len(progress.history) < options.epochs:
         if step > saved:
-            checkpoints.save(directory, state._asdict(), run, progress)
+            checkpoints.save(directory, _parts(state), run, progress)
         message = "stopped before the first step, with nothing to save"
         if step:
             place = _where(step, programs)
             message = f"stopped and saved after {place}; the same command resumes from there"
         raise InterruptedRunError(message, find_signal() or signal.SIGTERM)
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """Return the parts of a state that a checkpoint holds."""
+    return {name: part for name, part in state._asdict().items() if part is not None}
 
 
 def _where(step: int, programs: Programs) -> str:

@@ -21,12 +21,25 @@ class TrainState(NamedTuple):
     step: jax.Array  # () int32, batches trained on so far
     params: Params
     opt_state: Any
+    average: Params | None = None  # the moving average of `params`, in a run that keeps one
+
+    @property
+    def tested(self) -> Params:
+        """The parameters that are tested and sampled: the average where there is one."""
+        return self.params if self.average is None else self.average
 
 
-def init_state(key: jax.Array, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(
+    key: jax.Array,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    has_average: bool = False,
+) -> TrainState:
     """Return the state before the first step; `key` fixes the weights."""
     params = model.init(key)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    average = jax.tree.map(jnp.copy, params) if has_average else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
 def batch_loss(params: Params, batch: Batch, noise: jax.Array, *, model: Model) -> LossSums:
@@ -54,6 +67,7 @@ def train_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     binarize_key: jax.Array | None = None,
+    ema: float = 0.0,
 ) -> tuple[TrainState, LossSums]:
     """Take one optimizer step on the loss summed over a batch (BCE plus KL, in nats).
 
@@ -69,6 +83,7 @@ def train_step(
         optimizer: the transformation that `state.opt_state` belongs to.
         binarize_key: one typed key for the whole run; the images are drawn black and white from
             it and `state.step`. None: their grey levels are used as they are.
+        ema: decay of the moving average of the parameters, in a state that has one.
 
     Returns:
         The new state, and the loss of the batch before the step.
@@ -86,7 +101,12 @@ def train_step(
     gradient, sums = jax.grad(loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), sums
+    average = state.average
+    if average is not None:
+        # A short memory at first, so that the average forgets the initial weights.
+        decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+        average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
+    return TrainState(state.step + 1, params, opt_state, average), sums
 
 
 def train_steps(
@@ -98,6 +118,7 @@ def train_steps(
     model: Model,
     optimizer: optax.GradientTransformation,
     binarize_key: jax.Array | None = None,
+    ema: float = 0.0,
 ) -> tuple[TrainState, LossSums]:
     """Take one step for each row of `order` in one `lax.scan`: an epoch, or a part of one.
 
@@ -109,12 +130,15 @@ def train_steps(
         model: as in `train_step`.
         optimizer: as in `train_step`.
         binarize_key: as in `train_step`.
+        ema: as in `train_step`.
 
     Returns:
         The state after the last step, and the sums of every step, each (S,).
     """
     entries, make_batch = in_turn(examples, order)
-    one_step = partial(train_step, model=model, optimizer=optimizer, binarize_key=binarize_key)
+    one_step = partial(
+        train_step, model=model, optimizer=optimizer, binarize_key=binarize_key, ema=ema
+    )
 
     def step(state: TrainState, entry: Any) -> tuple[TrainState, jax.Array]:
         state, sums = one_step(state, make_batch(entry), key)

@@ -1,0 +1,28 @@
+"""Adam, with the schedule and the clipping that a run asks for."""
+
+import optax
+
+from cvae_jax.config import TrainConfig
+
+
+def build_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Return the optimizer of a run; without options it is `optax.adam`, bit for bit.
+
+    Args:
+        config: the settings; a cosine schedule needs its `decay_epochs`.
+        steps_per_epoch: batches of an epoch.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    rate: optax.ScalarOrSchedule = peak
+    if config.schedule == "cosine":
+        num_steps = (config.decay_epochs or 1) * steps_per_epoch
+        warmup = min(warmup, num_steps - 1)
+        rate = optax.cosine_decay_schedule(peak, num_steps - warmup)
+    elif warmup:
+        rate = optax.constant_schedule(peak)
+    if warmup:
+        rate = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rate], [warmup])
+    adam = optax.adam(rate)
+    if config.clip_norm is None:
+        return adam
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
