@@ -16,14 +16,16 @@ from tests.helpers import toy_log_likelihood, toy_model
 SHAPE, NUM_CLASSES, BATCH = (8, 8, 1), 3, 6
 
 
-def small(name: str) -> Model:
-    config = ModelConfig(SHAPE, NUM_CLASSES, name=name, hidden_dim=16, latent_dim=4)  # type: ignore[arg-type]
+def small(name: str, prior: str = "normal") -> Model:
+    sizes = {"hidden_dim": 16, "latent_dim": 4}
+    config = ModelConfig(SHAPE, NUM_CLASSES, name=name, prior=prior, **sizes)  # type: ignore[arg-type]
     return build_model(config)
 
 
 MODELS: dict[str, Callable[[], Model]] = {
     "toy": toy_model,
     **{name: lambda name=name: small(name) for name in FAMILIES},  # type: ignore[misc]
+    "mlp with flow": lambda: small("mlp", "flow"),
 }
 
 
@@ -36,8 +38,9 @@ class Case:
         keys = jax.random.split(jax.random.key(0), 4)
         params = self.model.init(keys[0])
         leaves, structure = jax.tree.flatten(params)
+        scale = 0.02 if "flow" in name else 0.05  # a wild prior has weights of wild variance
         disturbed = [
-            leaf + 0.05 * jax.random.normal(jax.random.fold_in(keys[1], i), leaf.shape)
+            leaf + scale * jax.random.normal(jax.random.fold_in(keys[1], i), leaf.shape)
             for i, leaf in enumerate(leaves)
         ]
         self.params: Params = jax.tree.unflatten(structure, disturbed)

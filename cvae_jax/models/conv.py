@@ -1,0 +1,104 @@
+"""A convolutional model: residual blocks at a half and at a quarter of an image's size."""
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cvae_jax.config import ModelConfig, Precision
+from cvae_jax.models.family import Autoencoding, Model, Params
+from cvae_jax.models.layers import Conv, ResidualBlock, depth_to_space, round_up, space_to_depth
+from cvae_jax.models.objective import kl_to_standard_normal
+
+_FINE, _COARSE = 32, 64  # channels at a half and at a quarter of the image's height and width
+_ENCODER_BLOCKS, _DECODER_BLOCKS = (1, 2), (2, 3)
+
+
+def build(config: ModelConfig, precision: Precision) -> Model:
+    """Return the convolutional model's functions; `kl` has a column for each dimension (G = Z)."""
+    encoder, decoder = Encoder(config, precision), Decoder(config, precision)
+
+    def init(key: jax.Array) -> Params:
+        image, label = jnp.zeros((1, *config.image_shape)), jnp.zeros((1,), jnp.int32)
+        keys = jax.random.split(key)
+        return {
+            "encoder": encoder.init(keys[0], image, label)["params"],
+            "decoder": decoder.init(keys[1], jnp.zeros((1, config.latent_dim)), label)["params"],
+        }
+
+    def decode(params: Params, latent: jax.Array, label: jax.Array) -> jax.Array:
+        return cast(jax.Array, decoder.apply({"params": params["decoder"]}, latent, label))
+
+    def autoencode(
+        params: Params, image: jax.Array, label: jax.Array, noise: jax.Array
+    ) -> Autoencoding:
+        shaped = image.reshape(-1, *config.image_shape)
+        moments = encoder.apply({"params": params["encoder"]}, shaped, label)
+        mean, logvar = cast(tuple[jax.Array, jax.Array], moments)
+        latent = mean + jnp.exp(0.5 * logvar) * noise
+        return Autoencoding(
+            latent=latent,
+            logits=decode(params, latent, label),
+            log_ratio=-0.5 * (noise**2 + logvar - latent**2).sum(axis=-1),
+            kl=kl_to_standard_normal(mean, logvar),
+        )
+
+    return Model(config, config.latent_dim, init, autoencode, decode)
+
+
+class Encoder(nn.Module):
+    """q(z | x, y) = N(mean, exp(logvar))."""
+
+    config: ModelConfig
+    dtype: str
+
+    @nn.compact
+    def __call__(self, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return mean and log-variance, (B, Z) each, for images (B, H, W, C)."""
+        height, width, _ = self.config.image_shape
+        pad = ((0, 0), (0, -height % 4), (0, -width % 4), (0, 0))
+        hidden = Conv(_FINE, 3, self.dtype)(space_to_depth(jnp.pad(image, pad)))
+        for _ in range(_ENCODER_BLOCKS[0]):
+            hidden = ResidualBlock(self.dtype)(hidden)
+        hidden = Conv(_COARSE, 1, self.dtype)(space_to_depth(hidden))
+        hidden = (
+            hidden
+            + nn.Embed(self.config.num_classes, _COARSE, dtype=self.dtype)(label)[
+                :, jnp.newaxis, jnp.newaxis
+            ]
+        )
+        for _ in range(_ENCODER_BLOCKS[1]):
+            hidden = ResidualBlock(self.dtype)(hidden)
+        flat = nn.silu(hidden).reshape(len(image), -1)
+        moments = nn.Dense(2 * self.config.latent_dim, dtype=self.dtype)(flat)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return mean, logvar
+
+
+class Decoder(nn.Module):
+    """p(x | z, y): the logits of the pixels."""
+
+    config: ModelConfig
+    dtype: str
+
+    @nn.compact
+    def __call__(self, latent: jax.Array, label: jax.Array) -> jax.Array:
+        """Return logits (B, H, W, C) for latents (B, Z)."""
+        height, width, channels = self.config.image_shape
+        rows, columns = round_up(height, 4) // 4, round_up(width, 4) // 4
+        hidden = nn.Dense(rows * columns * _COARSE, dtype=self.dtype)(latent)
+        hidden = hidden.reshape(-1, rows, columns, _COARSE)
+        hidden = (
+            hidden
+            + nn.Embed(self.config.num_classes, _COARSE, dtype=self.dtype)(label)[
+                :, jnp.newaxis, jnp.newaxis
+            ]
+        )
+        for _ in range(_DECODER_BLOCKS[0]):
+            hidden = ResidualBlock(self.dtype)(hidden)
+        hidden = depth_to_space(Conv(4 * _FINE, 1, self.dtype)(nn.silu(hidden)))
+        for _ in range(_DECODER_BLOCKS[1]):
+            hidden = ResidualBlock(self.dtype)(hidden)
+        hidden = depth_to_space(Conv(4 * channels, 3, self.dtype)(nn.silu(hidden)))
+        return hidden[:, :height, :width].astype(jnp.float32)
