@@ -23,11 +23,15 @@ from tests.helpers import NUM_DEVICES, SMALL
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
-# What one test has compiled serves all; most of their time would go into compiling the same.
-_CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax-tests-")
+# What one test has compiled serves all, in every process of pytest-xdist: most of their time would
+# go into compiling the same. The first process makes the folder and deletes it at its end.
+_FOLDER = "CVAE_JAX_TESTS_CACHE"
+if _FOLDER not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax-tests-")
+    os.environ[_FOLDER] = _CACHE.name
 # Commands that tests start keep theirs there as well, and never in the user's own folder.
-os.environ |= {"XDG_CACHE_HOME": _CACHE.name, "MPLCONFIGDIR": matplotlib.get_cachedir()}
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+os.environ |= {"XDG_CACHE_HOME": os.environ[_FOLDER], "MPLCONFIGDIR": matplotlib.get_cachedir()}
+jax.config.update("jax_compilation_cache_dir", os.environ[_FOLDER])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
