@@ -84,7 +84,7 @@ def draw_page(page: Page, title: str) -> Figure:
     """Draw reconstructions, samples, the confusion matrix, the figures, the latent and the loss."""
     panels: list[Callable[[Axes, Page], None]] = [_draw_pairs, _draw_samples]
     panels += [_draw_confusion] * (page.confusion.size > 0) + [_draw_table]
-    panels += [_draw_latent] * (page.kl.size > 0) + [_draw_loss]
+    panels += [_draw_latent] * (page.kl.size > 1) + [_draw_loss]
     num_rows = (len(panels) + 1) // 2
     heights = [1.1, 1.0, 0.8][:num_rows]
     figure = Figure(figsize=(14, 6.2 * sum(heights)), dpi=110, layout="constrained")
