@@ -1,5 +1,6 @@
 """A convolutional model: residual blocks at a half and at a quarter of an image's size."""
 
+import math
 from typing import cast
 
 import jax
@@ -8,8 +9,8 @@ from flax import linen as nn
 
 from cvae_jax.config import ModelConfig, Precision
 from cvae_jax.models.family import Autoencoding, Model, Params
-from cvae_jax.models.layers import Conv, ResidualBlock, depth_to_space, round_up, space_to_depth
-from cvae_jax.models.objective import kl_to_standard_normal
+from cvae_jax.models.layers import Conv, ResidualBlock, depth_to_space, space_to_depth
+from cvae_jax.models.objective import autoencode_normal
 
 _FINE, _COARSE = 32, 64  # channels at a half and at a quarter of the image's height and width
 _ENCODER_BLOCKS, _DECODER_BLOCKS = (1, 2), (2, 3)
@@ -36,13 +37,7 @@ def build(config: ModelConfig, precision: Precision) -> Model:
         shaped = image.reshape(-1, *config.image_shape)
         moments = encoder.apply({"params": params["encoder"]}, shaped, label)
         mean, logvar = cast(tuple[jax.Array, jax.Array], moments)
-        latent = mean + jnp.exp(0.5 * logvar) * noise
-        return Autoencoding(
-            latent=latent,
-            logits=decode(params, latent, label),
-            log_ratio=-0.5 * (noise**2 + logvar - latent**2).sum(axis=-1),
-            kl=kl_to_standard_normal(mean, logvar),
-        )
+        return autoencode_normal(mean, logvar, noise, lambda latent: decode(params, latent, label))
 
     return Model(config, config.latent_dim, init, autoencode, decode)
 
@@ -86,7 +81,7 @@ class Decoder(nn.Module):
     def __call__(self, latent: jax.Array, label: jax.Array) -> jax.Array:
         """Return logits (B, H, W, C) for latents (B, Z)."""
         height, width, channels = self.config.image_shape
-        rows, columns = round_up(height, 4) // 4, round_up(width, 4) // 4
+        rows, columns = math.ceil(height / 4), math.ceil(width / 4)
         hidden = nn.Dense(rows * columns * _COARSE, dtype=self.dtype)(latent)
         hidden = hidden.reshape(-1, rows, columns, _COARSE)
         hidden = (

@@ -1,7 +1,5 @@
 """Convolutions that are fast in a loop on a CPU, and the moves between pixels and channels."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -100,8 +98,3 @@ def depth_to_space(image: jax.Array) -> jax.Array:
     batch, height, width, channels = image.shape
     blocks = image.reshape(batch, height, width, 2, 2, channels // 4)
     return blocks.swapaxes(2, 3).reshape(batch, 2 * height, 2 * width, channels // 4)
-
-
-def round_up(size: int, multiple: int) -> int:
-    """Return the least multiple that is not below `size`."""
-    return multiple * math.ceil(size / multiple)

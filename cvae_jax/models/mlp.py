@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from cvae_jax.config import ModelConfig, Precision
 from cvae_jax.models.family import Autoencoding, Model, Params
-from cvae_jax.models.objective import kl_to_standard_normal
+from cvae_jax.models.objective import autoencode_normal
 
 
 def build(config: ModelConfig, precision: Precision) -> Model:
@@ -29,14 +29,7 @@ def build(config: ModelConfig, precision: Precision) -> Model:
     ) -> Autoencoding:
         moments = module.apply({"params": params}, image, label, method="encode")
         mean, logvar = cast(tuple[jax.Array, jax.Array], moments)
-        latent = mean + jnp.exp(0.5 * logvar) * noise  # Kingma & Welling 2014, section 2.4
-        return Autoencoding(
-            latent=latent,
-            logits=decode(params, latent, label),
-            # The constants of the two normal densities cancel.
-            log_ratio=-0.5 * (noise**2 + logvar - latent**2).sum(axis=-1),
-            kl=kl_to_standard_normal(mean, logvar),
-        )
+        return autoencode_normal(mean, logvar, noise, lambda latent: decode(params, latent, label))
 
     return Model(config, config.latent_dim, init, autoencode, decode)
 

@@ -3,12 +3,13 @@
 log p(x|y) >= E_q[log p(x|z,y)] - KL(q(z|x,y) || p(z|y))    (Kingma & Welling 2014, eq. 3)
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cvae_jax.models.family import Model, Params
+from cvae_jax.models.family import Autoencoding, Model, Params
 
 
 class ElboTerms(NamedTuple):
@@ -92,6 +93,30 @@ _pixel_log_likelihood.defjvps(
     ),
     lambda tangent, _, logits, image: tangent * logits,
 )
+
+
+def autoencode_normal(
+    mean: jax.Array,
+    logvar: jax.Array,
+    noise: jax.Array,
+    decode: Callable[[jax.Array], jax.Array],
+) -> Autoencoding:
+    """Draw from q(z | x, y) = N(mean, exp(logvar)) and decode; `kl` has a column per dimension.
+
+    Args:
+        mean: (B, Z).
+        logvar: (B, Z), the logarithm of the variance.
+        noise: (B, Z) standard normal.
+        decode: maps latents (B, Z) to logits (B, H, W, C).
+    """
+    latent = mean + jnp.exp(0.5 * logvar) * noise  # Kingma & Welling 2014, section 2.4
+    return Autoencoding(
+        latent=latent,
+        logits=decode(latent),
+        # The constants of the two normal densities cancel.
+        log_ratio=-0.5 * (noise**2 + logvar - latent**2).sum(axis=-1),
+        kl=kl_to_standard_normal(mean, logvar),
+    )
 
 
 def kl_to_standard_normal(mean: jax.Array, logvar: jax.Array) -> jax.Array:
