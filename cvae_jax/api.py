@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cvae_jax.config import (
     LARGEST_COUNT,
     LARGEST_SEED,
+    PRESETS,
     DataOptions,
     DeviceOptions,
     RunConfig,
@@ -43,7 +44,7 @@ def train(
         data: the name of a data set, or its arrays.
         verbose: whether to print and to show a progress bar; warnings are always printed.
         **settings: any option of `cvae-jax train` under its Python name, for example epochs=3,
-            workdir="runs/mine", latent_dim=20 or source="idx" (`config.py` has all of them).
+            preset="best", workdir="runs/mine" or latent_dim=20 (`config.py` has all of them).
 
     Raises:
         TypeError: a setting does not exist.
@@ -64,6 +65,7 @@ def train(
             raise ConfigError(f"{name} '' is empty; name a folder, or leave it out")
         if settings.get(name) is not None:
             settings[name] = Path(settings[name])
+    settings = PRESETS.get(str(settings.get("preset")), {}) | settings
     groups: list[Any] = []
     for kind in (TrainConfig, RunOptions, DataOptions, DeviceOptions):
         hints = get_type_hints(kind)
@@ -96,7 +98,8 @@ def load(folder: str | Path, step: int | None = None) -> "TrainedModel":
     part = "average" if run.train.ema else "params"
     like = {part: jax.eval_shape(lambda: model.init(jax.random.key(0)))}
     restored, progress = checkpoints.restore(checkpoint, like, run)
-    return TrainedModel(checkpoint, run, model, restored[part], progress.history)
+    params = jax.device_put(jax.device_get(restored[part]))  # bound to no device, for `map_rows`
+    return TrainedModel(checkpoint, run, model, params, progress.history)
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:

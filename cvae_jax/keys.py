@@ -20,6 +20,7 @@ class Purpose(enum.IntEnum):
     JUDGE = 9
     CHOICE = 10  # of images to compare
     SAMPLES_JUDGE = 11  # the judge that is trained on samples alone
+    RECONSTRUCTIONS = 12  # of training images
 
 
 def make_key(seed: int | jax.Array, purpose: Purpose) -> jax.Array:

@@ -18,7 +18,7 @@ from cvae_jax.errors import ConfigError, DataError, HostError, InterruptedRunErr
 
 ROOT = Path(__file__).parents[1]
 FIRST_OPTIONS = {
-    "train": "--epochs",
+    "train": "--preset",
     "sample": "--digit",
     "evaluate": "--workdir",
     "train-judge": "--out",

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -43,6 +45,27 @@ def test_an_unused_accelerator_is_reported_with_what_to_install(
     assert "\n" not in warning
     monkeypatch.setenv("JAX_PLATFORMS", "cpu,cuda")
     assert devices.unused_accelerator(tmp_path) is None  # the user chose the CPU
+
+
+SPLIT = """
+import os
+os.sched_getaffinity = lambda _: {0, 1, 2}  # three cores
+import jax
+from cvae_jax.runtime import devices
+devices.split_cpu(64)
+print(jax.device_count())
+devices.split_cpu(63)  # too late
+"""
+
+
+@pytest.mark.parametrize(("flags", "number"), [("", 2), ("5", 5)], ids=["cores", "user's"])
+def test_a_cpu_is_split_into_as_many_devices_as_share_a_batch(flags: str, number: int) -> None:
+    flags = flags and f"--xla_force_host_platform_device_count={flags}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", SPLIT], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{number}\n"
 
 
 def test_an_accelerator_held_by_another_process_is_one_line(

@@ -86,7 +86,7 @@ def test_all_measures_of_any_data_set_whose_judge_is_trained_once_and_kept(
     found = evaluate(trained)
     assert found["step"] == 20
     assert found["train"]["latent_dim"] == 2
-    assert len(found["measurements"]) == 17
+    assert len(found["measurements"]) == 21
     output = capsys.readouterr()
     assert max(map(len, output.out.split("\nwrote")[0].splitlines()[2:])) <= 100
     for name, one in found["measurements"].items():
@@ -118,7 +118,7 @@ def test_a_quick_look_says_what_it_leaves_out(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = evaluate(trained, quick=True, out=tmp_path / "new/folder")
-    assert len(found["measurements"]) == 16
+    assert len(found["measurements"]) == 20
     assert "classification accuracy score" not in found["measurements"]
     assert found["quick"]
     output = capsys.readouterr().out.replace("\n", " ")

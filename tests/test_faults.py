@@ -40,7 +40,9 @@ def train_here(folder: Path) -> None:
         batch_size=int(value["--batch-size"]),
     )
     data = DataOptions("idx", Path(value["--data-dir"]))
-    loop.train(config, RunOptions(faults.EPOCHS, folder), data, DeviceOptions(num_devices=1))
+    loop.train(
+        config, RunOptions(epochs=faults.EPOCHS, workdir=folder), data, DeviceOptions(num_devices=1)
+    )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax import export
 
 from cvae_jax.config import ModelConfig
 from cvae_jax.data.dataset import Dataset, Splits
+from cvae_jax.evaluation import density, kept
 from cvae_jax.evaluation.density import (
     NUM_DRAWS,
     describe_latent,
@@ -98,6 +100,46 @@ def test_the_measured_likelihood_is_the_exact_one_and_lies_above_the_bound(toy: 
     assert measured.standard_error == pytest.approx(error, rel=0.02)
     assert "K = 300, 192 test images" in measured.protocol
     assert measured.value < measure_elbo(toy).measurements["negative ELBO, binarised"].value
+
+
+def test_a_stopped_estimate_goes_on_where_it_was(
+    toy: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(density, "IMAGES_AT_A_TIME", 50)  # four rows
+    monkeypatch.setattr(kept, "_SECONDS", -1)
+    number, save = 0, kept.Kept.save
+
+    def counted(self: kept.Kept, found: tuple[np.ndarray, ...]) -> None:
+        nonlocal number
+        save(self, found)
+        number += 1
+        if number == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept.Kept, "save", counted)
+    subject = dataclasses.replace(toy, kept_in=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        measure_likelihood(subject)
+    assert measure_likelihood(subject) == measure_likelihood(toy)
+    assert number == 4
+    (file,) = (tmp_path / kept.FOLDER).iterdir()
+    file.write_bytes(b"damaged")
+    measure_likelihood(subject)
+    measure_likelihood(dataclasses.replace(subject, seed=1))  # keeps its own
+    assert number == 12
+
+
+def test_a_large_model_gets_fewer_latents_and_as_many_for_a_few_images(
+    toy: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(density, "_LARGE", 1)
+    monkeypatch.setattr(density, "_FEW_IMAGES", 40)
+    found = measure_likelihood(dataclasses.replace(toy, num_importance_samples=None)).measurements
+    fewer, many = found.values()
+    assert "K = 1,000, 192 test images" in fewer.protocol
+    assert "K = 5,000, 40 test images" in many.protocol
+    few = toy.choose_test(40)
+    assert many.value == pytest.approx(-EXACT[few].mean(), abs=0.02)
 
 
 def test_the_bound_is_the_mean_over_its_draws(

@@ -35,7 +35,7 @@ def train(small_splits: Splits) -> Any:
         quiet: bool = False,
         **spread: Any,
     ) -> None:
-        options = RunOptions(epochs, folder, every, every, quiet)
+        options = RunOptions("original", epochs, folder, every, every, quiet)
         spread = {"num_devices": 1, **spread}
         loop.train(config, options, DataOptions(), DeviceOptions(**spread), splits)
 
@@ -127,7 +127,7 @@ def test_a_workdir_of_version_0_2_is_resumed_and_sampled(tmp_path: Path) -> None
         drawn = model.sample(arrays["label"])
         np.testing.assert_allclose(drawn, arrays["image"], atol=1e-6)
     data = DataOptions("idx", folder / "data")
-    options = RunOptions(4, folder / "run", checkpoint_every=1)
+    options = RunOptions(epochs=4, workdir=folder / "run", checkpoint_every=1)
     loop.train(model.run.train, options, data, DeviceOptions(num_devices=1))
     expected = (folder / "metrics_of_4_epochs.csv").read_text().splitlines()
     found = (folder / "run" / "metrics.csv").read_text().splitlines()

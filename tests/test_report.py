@@ -150,6 +150,24 @@ def test_distances_tell_noise_from_digits_and_digits_from_their_floor_hardly(
         assert "the judge errs on 0." in one.protocol
 
 
+def test_reconstructions_of_a_perfect_autoencoder_are_as_far_from_test_images_as_its_images(
+    mnist: Splits, model: Model, params: Params
+) -> None:
+    splits = mnist._replace(train=part(mnist.train, 1000), test=part(mnist.test, 600))
+
+    def copy(params: Params, image: jax.Array, label: jax.Array, noise: jax.Array) -> Autoencoding:
+        found = model.autoencode(params, image, label, noise)
+        grey = image.reshape(found.logits.shape)
+        return found._replace(logits=jnp.log(grey / (1 - grey)))
+
+    perfect = Subject(model._replace(autoencode=copy), params, splits, mnist.fingerprint())
+    found = report.measure(perfect, ["reconstructions", "distances"]).measurements
+    assert found["accuracy of reconstructions"].value > 0.995
+    for what in ("Fréchet distance", "precision", "recall"):
+        floor = found[f"{what} of training images, the floor"]
+        assert found[f"{what} of reconstructions"].value == pytest.approx(floor.value, rel=1e-6)
+
+
 def test_a_figure_that_is_not_finite_is_an_error(mnist: Splits, model: Model) -> None:
     splits = mnist._replace(train=part(mnist.train, 50), test=part(mnist.test, 50))
     params = jax.tree.map(lambda leaf: leaf * 1e30, model.init(jax.random.key(0)))

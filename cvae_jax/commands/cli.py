@@ -1,7 +1,8 @@
 """The command line: choose a command, parse its options, run it, report errors in one line.
 
 A command is a module with a dataclass of options and a function `run(options)`, and one line in
-`COMMANDS`. The module imports no JAX, so that `--help` and bad arguments are answered at once.
+`COMMANDS`; where defaults depend on the arguments, it has a function `defaults(arguments)` too. The
+module imports no JAX, so that `--help` and bad arguments are answered at once.
 `run` begins with the slow imports:
 
     def run(options: SampleOptions) -> None:
@@ -50,7 +51,8 @@ def main(command: str | None = None, arguments: Sequence[str] | None = None) -> 
             command, arguments = _choose_command(arguments)
             program = f"cvae-jax {command}"
         module, options = _load_command(command)
-        values = _parse(options, arguments, program)
+        defaults = getattr(module, "defaults", None)
+        values = _parse(options, arguments, program, defaults and defaults(arguments))
         if not getattr(values, "show", False):
             # A notebook's value may name a module that this environment lacks; nothing needs it.
             os.environ.pop("MPLBACKEND", None)
@@ -78,7 +80,9 @@ def _load_command(name: str) -> tuple[Any, type]:
     return module, getattr(module, COMMANDS[name][1])
 
 
-def _parse(options: type, arguments: Sequence[str], program: str | None) -> Any:
+def _parse(
+    options: type, arguments: Sequence[str], program: str | None, default: Any = None
+) -> Any:
     import tyro
 
     for option, value in itertools.pairwise(["", *arguments]):
@@ -89,7 +93,8 @@ def _parse(options: type, arguments: Sequence[str], program: str | None) -> Any:
             )
     if shutil.get_terminal_size().columns < _LEAST_COLUMNS:
         os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
-    return tyro.cli(options, prog=program, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    config = (tyro.conf.OmitArgPrefixes,)
+    return tyro.cli(options, prog=program, args=arguments, default=default, config=config)
 
 
 @contextlib.contextmanager

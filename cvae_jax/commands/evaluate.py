@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import platform
+import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -42,8 +43,9 @@ class EvaluateOptions:
     """Checkpoint to evaluate, by its training step. Default: the newest."""
     out: Path | None = None
     """Folder for evaluation.json and evaluation.png. Default: the workdir."""
-    num_importance_samples: int = 5000
-    """Latents drawn for each test image to estimate its log-likelihood."""
+    num_importance_samples: int | None = None
+    """Latents drawn for each test image to estimate its log-likelihood. Default: 5000; for a large
+    model 1000, and 5000 for 1,000 images, chosen once at random."""
     num_samples: int = 1000
     """Images drawn of each class."""
     seed: int = 0
@@ -55,7 +57,9 @@ class EvaluateOptions:
         require(bool(self.measures), "measures", "", f"some of {names}")
         for name in self.measures:
             require(name in MEASURES, "measures", name, f"some of {names}")
-        require_count("num-importance-samples", self.num_importance_samples, most=_MOST_LATENTS)
+        if self.num_importance_samples is not None:
+            most = _MOST_LATENTS
+            require_count("num-importance-samples", self.num_importance_samples, most=most)
         require_count("num-samples", self.num_samples, _FEWEST_SAMPLES, _MOST_SAMPLES)
         if self.step is not None:
             require_count("step", self.step, least=0)
@@ -70,17 +74,20 @@ def run(options: EvaluateOptions) -> None:
 
         from cvae_jax import api
         from cvae_jax.data.sources import load_dataset
-        from cvae_jax.evaluation import page, report
+        from cvae_jax.evaluation import density, kept, page, report
         from cvae_jax.evaluation.subject import Subject
         from cvae_jax.runtime import devices
         from cvae_jax.runtime.files import user_path, whole_file
+        from cvae_jax.storage import workdir
 
     folder = user_path("workdir", options.workdir)
     if options.out:
         folder = user_path("out", options.out)
     if options.quick:
         options = _shorten(options)
-    print(f"devices: {devices.describe()}", flush=True)
+    if workdir.read_config(user_path("workdir", options.workdir)).train.model == "conv":
+        devices.split_cpu(density.IMAGES_AT_A_TIME)
+    print(f"devices: {devices.describe(None)}", flush=True)
     model = api.load(options.workdir, options.step)
     print(f"model: {model.checkpoint}", flush=True)
     config, data = model.run.train, options.data
@@ -96,6 +103,7 @@ def run(options: EvaluateOptions) -> None:
         num_importance_samples=options.num_importance_samples,
         num_samples=options.num_samples,
         num_test=_QUICK_IMAGES if options.quick else None,
+        kept_in=folder,
     )
     with contextlib.ExitStack() as stack:
         try:
@@ -118,13 +126,14 @@ def run(options: EvaluateOptions) -> None:
             "num_samples": options.num_samples,
             "train": dataclasses.asdict(config),
             "data_sha256": model.run.data_sha256,
-            "devices": devices.describe(),
+            "devices": devices.describe(None),
             "python": platform.python_version(),
             "jax": version("jax"),
             "seconds": round(seconds, 1),
         }
         files[0].write(report.to_json(settings, finding))
         page.draw_page(shown, title).savefig(files[1], format="png")
+    shutil.rmtree(folder / kept.FOLDER, ignore_errors=True)
     print(f"\n{report.table(finding)}\n")
     if options.quick:
         left_out = ", ".join(name for name in MEASURES if name not in options.measures)
@@ -147,7 +156,9 @@ def _shorten(options: EvaluateOptions) -> EvaluateOptions:
     return dataclasses.replace(
         options,
         measures=measures,
-        num_importance_samples=min(_QUICK_LATENTS, options.num_importance_samples),
+        num_importance_samples=min(
+            _QUICK_LATENTS, options.num_importance_samples or _QUICK_LATENTS
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm.auto import tqdm
 
 from cvae_jax.data.dataset import ArrayLike, Dataset, Splits
@@ -221,8 +221,12 @@ def map_rows(
     batch_size: int,
     *,
     description: str = "",
+    done: Any = None,
+    keep: Callable[[Any], None] | None = None,
 ) -> Any:
     """Call a function on the indices 0 to N - 1, a batch at a time, and join its results.
+
+    Several devices of this process share each batch, where it can be divided equally.
 
     Args:
         function: compiled, from a row (B,) int32 of indices to a pytree of arrays (B, ...). The
@@ -230,6 +234,8 @@ def map_rows(
         num_examples: N.
         batch_size: B. Memory grows with it.
         description: the name of a progress bar that appears after a second; empty for no bar.
+        done: what `keep` was given last in an earlier call with the same arguments.
+        keep: called with the results of the rows so far, so that they can be kept.
 
     Returns:
         The function's pytree, with NumPy arrays (N, ...).
@@ -237,9 +243,30 @@ def map_rows(
     # NumPy makes the rows, because JAX would compile programs for them at each cold start.
     rows = np.full((math.ceil(num_examples / batch_size), batch_size), NO_EXAMPLE, np.int32)
     rows.flat[:num_examples] = np.arange(num_examples)
-    bar = tqdm(rows, desc=description, unit="batch", delay=1, disable=not description)
-    results = [jax.device_get(function(jnp.asarray(row))) for row in bar]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_examples], *results)
+    results = [] if done is None else [done]
+    first = 0 if done is None else len(jax.tree.leaves(done)[0]) // batch_size
+    bar = tqdm(
+        rows[first:],
+        initial=first,
+        total=len(rows),
+        desc=description,
+        unit="batch",
+        delay=1,
+        disable=not description,
+    )
+    mesh = Mesh(np.array(jax.local_devices()), ("row",))
+    is_shared = mesh.size > 1 and batch_size % mesh.size == 0
+    sharding = NamedSharding(mesh, PartitionSpec("row")) if is_shared else None
+    for row in bar:
+        results.append(jax.device_get(function(jax.device_put(row, sharding))))
+        if keep is not None:
+            results = [_join(results)]
+            keep(results[0])
+    return jax.tree.map(lambda array: array[:num_examples], _join(results))
+
+
+def _join(results: list[Any]) -> Any:
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
 def binarize(image: jax.Array, key: jax.Array) -> jax.Array:

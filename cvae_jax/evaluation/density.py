@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,12 @@ import numpy as np
 
 from cvae_jax.data.batches import images_at_a_time, map_rows, take_batch
 from cvae_jax.data.dataset import Dataset
+from cvae_jax.evaluation.kept import Kept
 from cvae_jax.evaluation.likelihood import Likelihood, importance_log_likelihood
 from cvae_jax.evaluation.measurement import Finding, Measurement, mean
 from cvae_jax.evaluation.subject import Subject
 from cvae_jax.keys import Purpose, fold_in_each, make_key
+from cvae_jax.models import count_flops
 from cvae_jax.models.family import Model, Params
 from cvae_jax.models.objective import ElboTerms, elbo_terms
 from cvae_jax.noise import example_noise
@@ -23,8 +26,11 @@ NUM_DRAWS = 10
 ACTIVE_VARIANCE = 0.01
 """A latent dimension whose centre varies by more over the data is active (Burda et al. 2016)."""
 
+# Latents of each image, unless the user says how many. Those of a model with more floating-point
+# operations than _LARGE would take hours: it gets fewer, and as many for a few images only.
+_LATENTS, _LATENTS_OF_LARGE, _LARGE, _FEW_IMAGES = 5000, 1000, 1e7, 1000
 _FEW = 10  # effective samples; an estimate from fewer is biased
-_IMAGES_AT_A_TIME = 100
+IMAGES_AT_A_TIME = 100  # whose likelihood is estimated
 # Pixels decoded at a time: on a CPU few enough for its caches.
 _PIXELS_CPU, _PIXELS_ACCELERATOR = 1_000_000, 100_000_000
 
@@ -64,17 +70,39 @@ def _row_terms(
 
 def measure_likelihood(subject: Subject) -> Finding:
     """Measure -log p(x|y) of binarised images by importance sampling (Burda et al. 2016, eq. 8)."""
-    images, num_samples = subject.images["binarised"], subject.num_importance_samples
-    num_images, num_pixels = len(images.label), math.prod(subject.model.config.image_shape)
+    images, given = subject.images["binarised"], subject.num_importance_samples
+    everything = np.arange(len(images.label), dtype=np.int32)
+    is_large = given is None and count_flops(subject.model.config) > _LARGE
+    plan = [("", everything, given or (_LATENTS_OF_LARGE if is_large else _LATENTS))]
+    if is_large:
+        few = subject.choose_test(_FEW_IMAGES) if subject.num_test is None else everything
+        plan.append((f", K = {_LATENTS:,}", few, _LATENTS))
+    found = {}
+    for suffix, index, num_samples in plan:
+        log_likelihood, effective = _estimate(subject, images, index, num_samples)
+        protocol = (
+            f"importance sampling, K = {num_samples:,}, {len(index):,} test images, binarised "
+            f"once; effective sample size {np.median(effective):,.0f} in the median, below {_FEW} "
+            f"for {(effective < _FEW).mean():.1%}"
+        )
+        name = f"-log p(x|y), binarised{suffix}"
+        found[name] = mean(-log_likelihood, "nats per image", protocol)
+    return Finding(found, {})
+
+
+def _estimate(subject: Subject, images: Dataset, index: np.ndarray, num_samples: int) -> Any:
+    """Return the `Likelihood` of some images, (N,), from K latents each, in NumPy arrays."""
+    num_pixels = math.prod(subject.model.config.image_shape)
     most_pixels = _PIXELS_CPU if jax.default_backend() == "cpu" else _PIXELS_ACCELERATOR
     at_a_time = max(1, most_pixels // num_pixels)
-    batch_size = min(_IMAGES_AT_A_TIME, num_images, at_a_time)
+    batch_size = min(IMAGES_AT_A_TIME, len(index), at_a_time)
     key = make_key(subject.seed, Purpose.LIKELIHOOD)
 
     @jax.jit
     def row_likelihood(
-        params: Params, images: Dataset, key: jax.Array, row: jax.Array
+        params: Params, images: Dataset, index: jax.Array, key: jax.Array, row: jax.Array
     ) -> Likelihood:
+        row = index[row]
         image, label, _ = take_batch(images, row)
         return importance_log_likelihood(
             params,
@@ -86,17 +114,17 @@ def measure_likelihood(subject: Subject) -> Finding:
             chunk_size=min(num_samples, max(1, at_a_time // batch_size)),
         )
 
-    function = partial(row_likelihood, subject.params, images, key)
-    log_likelihood, effective = map_rows(
-        function, num_images, batch_size, description="log-likelihood"
-    )
-    protocol = (
-        f"importance sampling, K = {num_samples:,}, {num_images:,} test images, binarised once; "
-        f"effective sample size {np.median(effective):,.0f} in the median, below {_FEW} for "
-        f"{(effective < _FEW).mean():.1%}"
-    )
-    return Finding(
-        {"-log p(x|y), binarised": mean(-log_likelihood, "nats per image", protocol)}, {}
+    done, keep = None, None
+    if subject.kept_in is not None:
+        kept = Kept(subject.kept_in, subject.params, images, index, subject.seed, num_samples)
+        done, keep = kept.load(Likelihood), kept.save
+    return map_rows(
+        partial(row_likelihood, subject.params, images, index, key),
+        len(index),
+        batch_size,
+        description=f"log-likelihood, K = {num_samples:,}",
+        done=done,
+        keep=keep,
     )
 
 

@@ -6,6 +6,7 @@ MEASURES = {  # name: a module of this folder and its function from a `Subject` 
     "accuracy": ("samples", "measure_accuracy"),
     "classification": ("samples", "measure_classification"),
     "distances": ("samples", "measure_distances"),
+    "reconstructions": ("samples", "measure_reconstructions"),
     "latent": ("density", "measure_latent"),
 }
 """A new measure is a line here. The table keeps this order."""

@@ -82,34 +82,70 @@ def measure_classification(subject: Subject) -> Finding:
 
 def measure_distances(subject: Subject) -> Finding:
     """Measure how far samples, and as a floor real training images, are from the test set."""
-    train, test = subject.splits.train, subject.splits.test
-    rng = np.random.default_rng([subject.seed, Purpose.CHOICE])
-    number = min(len(train.label), len(test.label), _MOST_COMPARED)
-    # Samples and training images have the same labels, so the floor differs only by the model.
-    chosen = rng.choice(len(train.label), number, replace=False)
-    of_test = rng.choice(len(test.label), min(len(test.label), _MOST_COMPARED), replace=False)
-    real = np.asarray(subject.verdict.features)[of_test]
-    found = {}
-    for name, images in (("samples", subject.training_samples), ("training images", train)):
+    rng, chosen, of_test = _choose(subject)
+    found: dict[str, Measurement] = {}
+    for where, images in (
+        ("samples", subject.training_samples),
+        ("training images, the floor", subject.splits.train),
+    ):
         some = Dataset(np.asarray(images.image)[chosen], np.asarray(images.label)[chosen])
-        features = np.asarray(subject.judge_images(put_on_device(some)).features)
-        bootstrap = [
-            frechet_distance(_resample(features, rng), _resample(real, rng))
-            for _ in range(_NUM_BOOTSTRAPS)
-        ]
-        where = name if name == "samples" else f"{name}, the floor"
-        protocol = f"{number:,} {name} against {len(real):,} test images, in the judge's features"
-        found[f"Fréchet distance of {where}"] = Measurement(
+        verdict = subject.judge_images(put_on_device(some))
+        found |= _distances(subject, where, verdict, of_test, rng)
+    return Finding(found, {})
+
+
+def measure_reconstructions(subject: Subject) -> Finding:
+    """Measure reconstructions of training images: the best that any prior could draw.
+
+    Each is decoded from a draw of q(z | x, y). Where they are no better than samples, it is the
+    decoder that limits the samples, not the prior.
+    """
+    rng, chosen, of_test = _choose(subject)
+    images = subject.reconstruct(chosen)
+    verdict = subject.judge_images(images)
+    seen = _confusion(images.label, verdict, subject.splits.num_classes)
+    protocol = f"{len(chosen):,} training images, one draw of q(z|x,y) each; {subject.judge_error}"
+    found = {"accuracy of reconstructions": _accuracy(seen, protocol)}
+    return Finding(found | _distances(subject, "reconstructions", verdict, of_test, rng), {})
+
+
+def _choose(subject: Subject) -> tuple[np.random.Generator, np.ndarray, np.ndarray]:
+    """Return a generator, and the indices of the training and the test images to compare.
+
+    Samples, reconstructions and training images have the same labels, so that only the model makes
+    a difference between them.
+    """
+    rng = np.random.default_rng([subject.seed, Purpose.CHOICE])
+    num_train, num_test = (len(one.label) for one in (subject.splits.train, subject.splits.test))
+    chosen = rng.choice(num_train, min(num_train, num_test, _MOST_COMPARED), replace=False)
+    return rng, chosen, rng.choice(num_test, min(num_test, _MOST_COMPARED), replace=False)
+
+
+def _distances(
+    subject: Subject, what: str, verdict: Verdict, of_test: np.ndarray, rng: np.random.Generator
+) -> dict[str, Measurement]:
+    """Return the distance, precision and recall of images that were judged, to test images."""
+    features, real = np.asarray(verdict.features), np.asarray(subject.verdict.features)[of_test]
+    bootstrap = [
+        frechet_distance(_resample(features, rng), _resample(real, rng))
+        for _ in range(_NUM_BOOTSTRAPS)
+    ]
+    name = what.split(",")[0]
+    protocol = (
+        f"{len(features):,} {name} against {len(real):,} test images, in the judge's features"
+    )
+    precision, recall = precision_recall(features, real)
+    of_neighbors = f"{protocol}, k = {NUM_NEIGHBORS}; {subject.judge_error}"
+    return {
+        f"Fréchet distance of {what}": Measurement(
             frechet_distance(features, real),
             float(np.std(bootstrap, ddof=1)),
             "squared units of a feature",
             f"{protocol}; error by bootstrap; {subject.judge_error}",
-        )
-        precision, recall = precision_recall(features, real)
-        protocol += f", k = {NUM_NEIGHBORS}; {subject.judge_error}"
-        found[f"precision of {where}"] = share(precision, number, protocol)
-        found[f"recall of {where}"] = share(recall, len(real), protocol)
-    return Finding(found, {})
+        ),
+        f"precision of {what}": share(precision, len(features), of_neighbors),
+        f"recall of {what}": share(recall, len(real), of_neighbors),
+    }
 
 
 def _resample(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -12,7 +12,8 @@ from cvae_jax.models.family import Autoencoding, Model, Params
 from cvae_jax.models.layers import Conv, ResidualBlock, depth_to_space, space_to_depth
 from cvae_jax.models.objective import autoencode_normal
 
-_FINE, _COARSE = 32, 64  # channels at a half and at a quarter of the image's height and width
+# Residual blocks in their order: the encoder's at a half and at a quarter of the image's height and
+# width, the decoder's at a quarter and at a half.
 _ENCODER_BLOCKS, _DECODER_BLOCKS = (1, 2), (2, 3)
 
 
@@ -52,14 +53,15 @@ class Encoder(nn.Module):
     def __call__(self, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return mean and log-variance, (B, Z) each, for images (B, H, W, C)."""
         height, width, _ = self.config.image_shape
+        fine, coarse = self.config.channels, 2 * self.config.channels
         pad = ((0, 0), (0, -height % 4), (0, -width % 4), (0, 0))
-        hidden = Conv(_FINE, 3, self.dtype)(space_to_depth(jnp.pad(image, pad)))
+        hidden = Conv(fine, 3, self.dtype)(space_to_depth(jnp.pad(image, pad)))
         for _ in range(_ENCODER_BLOCKS[0]):
             hidden = ResidualBlock(self.dtype)(hidden)
-        hidden = Conv(_COARSE, 1, self.dtype)(space_to_depth(hidden))
+        hidden = Conv(coarse, 1, self.dtype)(space_to_depth(hidden))
         hidden = (
             hidden
-            + nn.Embed(self.config.num_classes, _COARSE, dtype=self.dtype)(label)[
+            + nn.Embed(self.config.num_classes, coarse, dtype=self.dtype)(label)[
                 :, jnp.newaxis, jnp.newaxis
             ]
         )
@@ -81,18 +83,19 @@ class Decoder(nn.Module):
     def __call__(self, latent: jax.Array, label: jax.Array) -> jax.Array:
         """Return logits (B, H, W, C) for latents (B, Z)."""
         height, width, channels = self.config.image_shape
+        fine, coarse = self.config.channels, 2 * self.config.channels
         rows, columns = math.ceil(height / 4), math.ceil(width / 4)
-        hidden = nn.Dense(rows * columns * _COARSE, dtype=self.dtype)(latent)
-        hidden = hidden.reshape(-1, rows, columns, _COARSE)
+        hidden = nn.Dense(rows * columns * coarse, dtype=self.dtype)(latent)
+        hidden = hidden.reshape(-1, rows, columns, coarse)
         hidden = (
             hidden
-            + nn.Embed(self.config.num_classes, _COARSE, dtype=self.dtype)(label)[
+            + nn.Embed(self.config.num_classes, coarse, dtype=self.dtype)(label)[
                 :, jnp.newaxis, jnp.newaxis
             ]
         )
         for _ in range(_DECODER_BLOCKS[0]):
             hidden = ResidualBlock(self.dtype)(hidden)
-        hidden = depth_to_space(Conv(4 * _FINE, 1, self.dtype)(nn.silu(hidden)))
+        hidden = depth_to_space(Conv(4 * fine, 1, self.dtype)(nn.silu(hidden)))
         for _ in range(_DECODER_BLOCKS[1]):
             hidden = ResidualBlock(self.dtype)(hidden)
         hidden = depth_to_space(Conv(4 * channels, 3, self.dtype)(nn.silu(hidden)))

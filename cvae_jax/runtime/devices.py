@@ -4,6 +4,7 @@ Programs are written for the whole batch (global-view `jit`); XLA divides them. 
 optimizer's state and a resident data set are on every device; a batch is divided among them.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cvae_jax.errors import ConfigError, UserError
 from cvae_jax.runtime.files import reason
 
 _AXIS = "batch"
+_MOST_CPU_DEVICES = 4
 
 
 def describe(num_used: int | None = 1) -> str:
@@ -38,6 +40,24 @@ def describe(num_used: int | None = 1) -> str:
     if num_used is None or num_used >= len(devices):
         return names
     return f"{names}, of which {num_used} {'is' if num_used == 1 else 'are'} used"
+
+
+def split_cpu(batch_size: int) -> None:
+    """Let JAX see a CPU as a device for each core, up to four, that divide a batch equally.
+
+    Convolutions gain from it: their loops use one core each (benchmarks/RESULTS.md). It must come
+    before JAX starts, and it changes nothing where the user has set a number.
+    """
+    is_set = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if is_set or jax.config.values["jax_num_cpu_devices"] > 0:
+        return
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        cores = os.cpu_count() or 1
+    choices = range(1, min(cores, _MOST_CPU_DEVICES) + 1)
+    with contextlib.suppress(RuntimeError):  # JAX has started
+        jax.config.update("jax_num_cpu_devices", max(n for n in choices if batch_size % n == 0))
 
 
 def unused_accelerator(root: Path = Path("/")) -> str | None:

@@ -93,7 +93,10 @@ def train(
     """
     if config.schedule == "cosine" and config.decay_epochs is None:
         config = dataclasses.replace(config, decay_epochs=options.epochs)
-    folder = user_path("workdir", options.workdir or Path("runs") / config.dataset)
+    name = config.dataset
+    if options.preset != RunOptions.preset:
+        name += f"-{options.preset}"
+    folder = user_path("workdir", options.workdir or Path("runs") / name)
     say = (lambda *_: None) if options.quiet else partial(print, flush=True)
     with hosts.joined(spread.coordinator_address, spread.num_processes, spread.process_id):
         say(f"devices: {devices.describe(spread.num_devices)}")
