@@ -270,13 +270,19 @@ _CONV = {
     "learning_rate": 2e-3,
     "schedule": "cosine",
     "warmup_steps": 500,
-    "clip_norm": 12_800.0,
+    "clip_norm": 3000.0,
     "ema": 0.999,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "original": {},
-    "quick": {"epochs": 25, "schedule": "cosine", "learning_rate": 2e-3, "ema": 0.999},
-    "best": _CONV | {"epochs": 80},
+    "quick": {
+        "epochs": 34,
+        "batch_size": 256,
+        "learning_rate": 6e-3,
+        "schedule": "cosine",
+        "warmup_steps": 500,
+    },
+    "best": _CONV | {"epochs": 75},
     "best-accelerator": _CONV | {"epochs": 200, "channels": 64, "batch_size": 256},
 }
 """The settings of each preset that differ from the defaults, by their Python names."""

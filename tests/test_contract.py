@@ -26,6 +26,7 @@ MODELS: dict[str, Callable[[], Model]] = {
     "toy": toy_model,
     **{name: lambda name=name: small(name) for name in FAMILIES},  # type: ignore[misc]
     "mlp with flow": lambda: small("mlp", "flow"),
+    "conv with flow": lambda: small("conv", "flow"),
 }
 
 

@@ -87,6 +87,9 @@ def test_quiet_prints_nothing(
         (
             [2],
             {
+                "model": "conv",
+                "prior": "flow",
+                "channels": 4,
                 "schedule": "cosine",
                 "decay_epochs": 4,
                 "warmup_steps": 5,

@@ -3,12 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cvae_jax
 from cvae_jax.commands import cli, train
 from cvae_jax.config import PRESETS, RunOptions, TrainConfig
-from cvae_jax.data.dataset import Splits
+from cvae_jax.data.dataset import Dataset, Splits
 from cvae_jax.training import loop
 
 
@@ -63,3 +64,16 @@ def test_a_preset_of_convolutions_uses_all_cores(monkeypatch: pytest.MonkeyPatch
     for arguments in ([], ["--preset", "best"], ["--preset", "best", "--num-devices", "1"]):
         cli.main("train", arguments)
     assert sizes == [64]
+
+
+def test_the_best_preset_trains_on_colour_images_of_another_size(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    image, label = random.integers(0, 256, (128, 32, 32, 3), np.uint8), np.arange(128) % 7
+    data = Dataset(image, label.astype(np.int32))
+    splits = Splits(data, data, 7)
+    folder = tmp_path / "run"
+    model = cvae_jax.train(splits, preset="best", epochs=1, workdir=folder, channels=4)
+    assert model.sample(6, num=2).shape == (2, 32, 32, 3)
+    assert np.isfinite(model.log_likelihood(image[:2] > 127, label[:2])).all()
+    (row,) = model.history
+    assert row.test_loss < 32 * 32 * 3 * 0.8  # noise in grey levels: D log 2 without learning

@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax import export
 
-from cvae_jax.config import Binarize, ModelConfig, Precision
+from cvae_jax.config import ModelConfig, ModelName, Precision
 from cvae_jax.data.batches import epoch_order, put_on_device
 from cvae_jax.data.dataset import Splits
 from cvae_jax.models import build_model
@@ -36,11 +36,19 @@ def train_epoch(programs: Programs) -> Any:
 
 
 # Whatever is drawn at random in training does not depend on the devices.
-@pytest.mark.parametrize(("binarize", "number"), [("none", 2), ("dynamic", NUM_DEVICES)])
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ({}, 2),
+        ({"binarize": "dynamic"}, NUM_DEVICES),
+        ({"model": "conv", "prior": "flow", "channels": 4}, 2),
+    ],
+    ids=["grey", "binarised", "conv"],
+)
 def test_many_devices_give_the_results_of_one(
-    binarize: Binarize, number: int, small_splits: Splits
+    settings: dict[str, Any], number: int, small_splits: Splits
 ) -> None:
-    run = run_config(small_splits, dataclasses.replace(SMALL_CONFIG, binarize=binarize))
+    run = run_config(small_splits, dataclasses.replace(SMALL_CONFIG, **settings))
     one = train_epoch(build_programs(run, small_splits))
     many = train_epoch(build_programs(run, small_splits, devices.make_mesh(number)))
     for found, expected in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
@@ -71,11 +79,14 @@ def test_each_device_computes_its_part_and_a_step_has_one_all_reduce(
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "precision"), [("mlp", "float32"), ("mlp", "bfloat16"), ("conv", "bfloat16")]
+)
 def test_an_epoch_on_eight_devices_lowers_for_accelerators(
-    platform: str, precision: Precision
+    platform: str, name: ModelName, precision: Precision
 ) -> None:
-    model = build_model(ModelConfig(image_shape=(28, 28, 1), num_classes=10), precision)
+    config = ModelConfig(image_shape=(28, 28, 1), num_classes=10, name=name)
+    model = build_model(config, precision)
     optimizer, mesh = optax.adam(1e-3), devices.make_mesh(NUM_DEVICES)
     on_all, divided = devices.on_all(mesh), devices.divided(mesh)
     program = jax.jit(
@@ -88,6 +99,7 @@ def test_an_epoch_on_eight_devices_lowers_for_accelerators(
     assert exported.nr_devices == NUM_DEVICES
     module = exported.mlir_module()
     assert "stablehlo.while" in module
-    products = [line for line in module.splitlines() if "stablehlo.dot_general" in line]
+    kinds = ("stablehlo.dot_general", "stablehlo.convolution")
+    products = [line for line in module.splitlines() if any(kind in line for kind in kinds)]
     assert len(products) >= 11  # four layers forward, and back to weights and activations
     assert all(("bf16" in line) == (precision == "bfloat16") for line in products)

@@ -3,6 +3,7 @@
 No TPU is needed, but its library: `pip install 'cvae_jax[tpu]'`.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from cvae_jax.config import ModelConfig, Precision
+from cvae_jax.config import ModelConfig, ModelName, Precision
 from cvae_jax.data.batches import epoch_order
 from cvae_jax.data.dataset import Dataset
 from cvae_jax.evaluation.judge import init_judge, judge
@@ -82,18 +83,24 @@ def compile_for(
 
 
 @pytest.mark.parametrize(
-    ("slice_name", "precision", "batch_size"),
+    ("slice_name", "name", "precision", "batch_size"),
     [
-        ("v5e:1x1", "float32", 128),  # Colab's
-        ("v5e:1x1", "bfloat16", 128),
-        ("v5e:2x2", "float32", 128),
-        ("v5e:2x4", "bfloat16", 8192),  # two hosts
+        ("v5e:1x1", "mlp", "float32", 128),  # Colab's
+        ("v5e:1x1", "mlp", "bfloat16", 128),
+        ("v5e:2x2", "mlp", "float32", 128),
+        ("v5e:2x4", "mlp", "bfloat16", 8192),  # two hosts
+        ("v5e:1x1", "conv", "bfloat16", 256),
     ],
 )
 def test_an_epoch_compiles_for_a_slice_and_needs_nothing_from_its_hosts(
-    slice_name: str, precision: Precision, batch_size: int, make_mesh: Callable[[str], Mesh]
+    slice_name: str,
+    name: ModelName,
+    precision: Precision,
+    batch_size: int,
+    make_mesh: Callable[[str], Mesh],
 ) -> None:
-    mesh, model = make_mesh(slice_name), build_model(CONFIG, precision)
+    config = dataclasses.replace(CONFIG, name=name, prior="flow" if name == "conv" else "normal")
+    mesh, model = make_mesh(slice_name), build_model(config, precision)
     program = partial(train_steps, model=model, optimizer=OPTIMIZER)
     text = compile_for(mesh, program, *epoch_shapes(model, OPTIMIZER, batch_size), divided=2)
     assert " while(" in text

@@ -15,6 +15,9 @@ from cvae_jax.models.objective import autoencode_normal
 # Residual blocks in their order: the encoder's at a half and at a quarter of the image's height and
 # width, the decoder's at a quarter and at a half.
 _ENCODER_BLOCKS, _DECODER_BLOCKS = (1, 2), (2, 3)
+# Bounds of q(z | x, y). Without them one image in a million gets a latent so far out that a learnt
+# prior's inverse throws it to infinity; of 80 epochs, the 15th ended in NaN.
+_MOST_MEAN, _MOST_LOGVAR = 20.0, 2.0
 
 
 def build(config: ModelConfig, precision: Precision) -> Model:
@@ -70,7 +73,10 @@ class Encoder(nn.Module):
         flat = nn.silu(hidden).reshape(len(image), -1)
         moments = nn.Dense(2 * self.config.latent_dim, dtype=self.dtype)(flat)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        return mean, logvar
+        return (
+            _MOST_MEAN * jnp.tanh(mean / _MOST_MEAN),
+            _MOST_LOGVAR - nn.softplus(_MOST_LOGVAR - logvar),
+        )
 
 
 class Decoder(nn.Module):

@@ -15,7 +15,7 @@ from flax import linen as nn
 from cvae_jax.models.family import Autoencoding, Model, Params
 
 _COUPLINGS, _HIDDEN = 10, 256
-_MOST_LOG_SCALE, _MOST_SHIFT = 2.0, 8.0
+_MOST_LOG_SCALE, _MOST_SHIFT = 1.0, 8.0
 
 
 def with_flow(base: Model) -> Model:
