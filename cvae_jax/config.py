@@ -88,6 +88,8 @@ class TrainConfig:
     """Epochs of a cosine schedule. Default: --epochs."""
     clip_norm: float | None = None
     """Largest norm of a gradient; a larger one is scaled down. Default: none."""
+    skip_norm: float | None = None
+    """Norm of a gradient above which it is taken as zero: that of an outlier. Default: none."""
     ema: float = 0.0
     """Decay of a moving average of the weights, such as 0.999. The average is tested, sampled and
     saved beside the weights. 0: no average."""
@@ -139,10 +141,10 @@ class TrainConfig:
         require(0 <= self.ema < 1, "ema", self.ema, "a number from 0 to below 1")
         if self.decay_epochs is not None:
             require_count("decay-epochs", self.decay_epochs)
-        if self.clip_norm is not None:
-            bounds = f"a number from {SMALLEST_RATE} to {LARGEST_RATE}"
-            in_bounds = SMALLEST_RATE <= self.clip_norm <= LARGEST_RATE
-            require(in_bounds, "clip-norm", self.clip_norm, bounds)
+        for option, norm in (("clip-norm", self.clip_norm), ("skip-norm", self.skip_norm)):
+            if norm is not None:
+                bounds = f"a number from {SMALLEST_RATE} to {LARGEST_RATE}"
+                require(SMALLEST_RATE <= norm <= LARGEST_RATE, option, norm, bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,10 +269,11 @@ _CONV = {
     "prior": "flow",
     "latent_dim": 48,
     "batch_size": 64,
-    "learning_rate": 2e-3,
+    "learning_rate": 1.5e-3,
     "schedule": "cosine",
     "warmup_steps": 500,
     "clip_norm": 3000.0,
+    "skip_norm": 50_000.0,
     "ema": 0.999,
 }
 PRESETS: dict[str, dict[str, Any]] = {
@@ -283,6 +286,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_steps": 500,
     },
     "best": _CONV | {"epochs": 75},
-    "best-accelerator": _CONV | {"epochs": 200, "channels": 64, "batch_size": 256},
+    "best-accelerator": _CONV
+    | {
+        "epochs": 200,
+        "channels": 64,
+        "batch_size": 256,
+        "clip_norm": 12_000.0,
+        "skip_norm": 200_000.0,
+    },
 }
 """The settings of each preset that differ from the defaults, by their Python names."""

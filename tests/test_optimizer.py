@@ -73,3 +73,13 @@ def test_the_average_is_tested_and_follows_the_weights(model: Model, small_split
         )
     for one, other in zip(jax.tree.leaves(state.tested), jax.tree.leaves(average), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_an_outlier_of_a_gradient_is_taken_as_zero() -> None:
+    options = {"clip_norm": 5.0, "skip_norm": 10.0}
+    optimizer = build_optimizer(TrainConfig(**options), 100)  # type: ignore[arg-type]
+    start = {"a": jnp.array([1.0, 2.0])}
+    for gradient, is_kept in (([6.0, 8.0], True), ([6.0, 8.1], False), ([np.nan, 0.0], False)):
+        updates, _ = optimizer.update({"a": jnp.array(gradient)}, optimizer.init(start), start)
+        assert bool(jnp.any(updates["a"] != 0)) == is_kept
+        assert jnp.isfinite(updates["a"]).all()

@@ -1,5 +1,7 @@
 """Adam, with the schedule and the clipping that a run asks for."""
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from cvae_jax.config import TrainConfig
@@ -22,7 +24,22 @@ def build_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.Gradient
         rate = optax.constant_schedule(peak)
     if warmup:
         rate = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rate], [warmup])
-    adam = optax.adam(rate)
-    if config.clip_norm is None:
-        return adam
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    optimizer = optax.adam(rate)
+    if config.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.skip_norm is not None:
+        optimizer = optax.chain(_skip_above(config.skip_norm), optimizer)
+    return optimizer
+
+
+def _skip_above(limit: float) -> optax.GradientTransformation:
+    """Return a transformation that takes a gradient of a larger norm as zero.
+
+    After Child 2021, "Very Deep VAEs", which skips such steps.
+    """
+
+    def skip(gradient: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        is_kept = optax.tree.norm(gradient) <= limit
+        return jax.tree.map(lambda leaf: jnp.where(is_kept, leaf, 0), gradient)
+
+    return optax.stateless(skip)
