@@ -18,9 +18,10 @@ sys.path.append(str(Path(__file__).parents[1]))  # to run however the package is
 from benchmarks import report
 from cvae_jax import TrainedModel, load
 from cvae_jax.commands.cli import one_line_errors
+from cvae_jax.evaluation import page
 from cvae_jax.runtime.files import whole_file
 
-_ROWS, _GAP = 8, 3  # samples of each class; pixels between two of them
+_ROWS = 8  # samples of each class
 _STYLES = ("#9aa5b1", "#c2410c", "#1f6fb4")
 _PANEL_INCHES = 4.4
 
@@ -43,15 +44,8 @@ def sample_sheets(models: Mapping[str, TrainedModel]) -> Figure:
     """Draw the first samples of each class, a column for a class and a panel for a model."""
     figure = Figure(figsize=(_PANEL_INCHES * len(models), 4.1), dpi=150, layout="constrained")
     for axes, (title, model) in zip(figure.subplots(1, len(models)), models.items(), strict=True):
-        label = np.tile(np.arange(10), _ROWS)
-        image = model.sample(label).squeeze(-1)
-        tiles = np.pad(image, ((0, 0), (0, _GAP), (0, _GAP)), constant_values=1.0)
-        height, width = tiles.shape[1:]
-        rows = tiles.reshape(_ROWS, 10, height, width).swapaxes(1, 2)
-        canvas = rows.reshape(_ROWS * height, 10 * width)
-        axes.imshow(canvas[:-_GAP, :-_GAP], cmap="gray", vmin=0, vmax=1)
+        page.draw_rows(axes, model.sample(np.tile(np.arange(page.COLUMNS), _ROWS)))
         axes.set_title(title, fontsize=11)
-        axes.axis("off")
     return figure
 
 

@@ -61,9 +61,10 @@ def test_a_preset_of_convolutions_uses_all_cores(monkeypatch: pytest.MonkeyPatch
     sizes: list[int] = []
     monkeypatch.setattr("cvae_jax.runtime.devices.split_cpu", sizes.append)
     monkeypatch.setattr(loop, "train", lambda *_: None)
-    for arguments in ([], ["--preset", "best"], ["--preset", "best", "--num-devices", "1"]):
+    best = ["--preset", "best"]
+    for arguments in ([], best, [*best, "--num-devices", "1"], [*best, "--data-memory", "1"]):
         cli.main("train", arguments)
-    assert sizes == [64]
+    assert sizes == [64, 64]
 
 
 def test_the_best_preset_trains_on_colour_images_of_another_size(tmp_path: Path) -> None:

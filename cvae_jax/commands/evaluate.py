@@ -81,12 +81,12 @@ def run(options: EvaluateOptions) -> None:
         from cvae_jax.storage import workdir
 
     folder = user_path("workdir", options.workdir)
+    if workdir.read_config(folder).train.model == "conv":
+        devices.split_cpu(density.IMAGES_AT_A_TIME)
     if options.out:
         folder = user_path("out", options.out)
     if options.quick:
         options = _shorten(options)
-    if workdir.read_config(user_path("workdir", options.workdir)).train.model == "conv":
-        devices.split_cpu(density.IMAGES_AT_A_TIME)
     print(f"devices: {devices.describe(None)}", flush=True)
     model = api.load(options.workdir, options.step)
     print(f"model: {model.checkpoint}", flush=True)

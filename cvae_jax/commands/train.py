@@ -40,7 +40,8 @@ def run(options: TrainCommand) -> None:
         from cvae_jax.runtime import devices
         from cvae_jax.training import loop
 
-    if options.config.model == "conv" and options.spread == DeviceOptions():
+    is_free = options.spread.num_devices is None and options.spread.coordinator_address is None
+    if options.config.model == "conv" and is_free:
         devices.split_cpu(options.config.batch_size)
     with tolerant_output():
         loop.train(options.config, options.run, options.data, options.spread)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cvae_jax import __version__
 from cvae_jax.data.batches import images_at_a_time, map_rows, take_batch
 from cvae_jax.data.dataset import Dataset
 from cvae_jax.evaluation.kept import Kept
@@ -116,7 +117,8 @@ def _estimate(subject: Subject, images: Dataset, index: np.ndarray, num_samples:
 
     done, keep = None, None
     if subject.kept_in is not None:
-        kept = Kept(subject.kept_in, subject.params, images, index, subject.seed, num_samples)
+        model = subject.model.config, subject.params
+        kept = Kept(subject.kept_in, __version__, model, images, index, subject.seed, num_samples)
         done, keep = kept.load(Likelihood), kept.save
     return map_rows(
         partial(row_likelihood, subject.params, images, index, key),

@@ -104,17 +104,17 @@ def _draw_pairs(axes: Axes, page: Page) -> None:
             row = images[start : start + COLUMNS]
             white = np.ones((COLUMNS - len(row), *row.shape[1:]), row.dtype)
             rows += [row, white]
-    _draw_images(axes, np.concatenate(rows))
+    draw_rows(axes, np.concatenate(rows))
     axes.set_title("test images, and under each its reconstruction")
 
 
 def _draw_samples(axes: Axes, page: Page) -> None:
-    _draw_images(axes, page.samples)
+    draw_rows(axes, page.samples)
     axes.set_title("samples, a row for each class")
 
 
-def _draw_images(axes: Axes, images: np.ndarray) -> None:
-    """Draw images in rows; their number is a multiple of the columns."""
+def draw_rows(axes: Axes, images: np.ndarray) -> None:
+    """Draw images in rows of `COLUMNS`, of which their number is a multiple."""
     number, _, width, channels = images.shape
     gaps = ((0, 0), (0, _GAP), (0, _GAP), (0, 0))
     tiles = np.pad(images, gaps, constant_values=1.0)

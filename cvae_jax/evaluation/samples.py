@@ -95,7 +95,7 @@ def measure_distances(subject: Subject) -> Finding:
 
 
 def measure_reconstructions(subject: Subject) -> Finding:
-    """Measure reconstructions of training images: the best that any prior could draw.
+    """Measure reconstructions of training images: what a prior that fits q perfectly would draw.
 
     Each is decoded from a draw of q(z | x, y). Where they are no better than samples, it is the
     decoder that limits the samples, not the prior.

@@ -45,8 +45,8 @@ def describe(num_used: int | None = 1) -> str:
 def split_cpu(batch_size: int) -> None:
     """Let JAX see a CPU as a device for each core, up to four, that divide a batch equally.
 
-    Convolutions gain from it: their loops use one core each (benchmarks/RESULTS.md). It must come
-    before JAX starts, and it changes nothing where the user has set a number.
+    Convolutions gain from it, because their loops use one core each. It must come before JAX
+    starts, and it changes nothing where the user has set a number.
     """
     is_set = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if is_set or jax.config.values["jax_num_cpu_devices"] > 0:
