@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,8 +73,8 @@ def test_the_best_preset_trains_on_colour_images_of_another_size(tmp_path: Path)
     image, label = random.integers(0, 256, (128, 32, 32, 3), np.uint8), np.arange(128) % 7
     data = Dataset(image, label.astype(np.int32))
     splits = Splits(data, data, 7)
-    folder = tmp_path / "run"
-    model = cvae_jax.train(splits, preset="best", epochs=1, workdir=folder, channels=4)
+    settings: dict[str, Any] = {"epochs": 1, "channels": 4, "num_devices": 1}
+    model = cvae_jax.train(splits, preset="best", workdir=tmp_path / "run", **settings)
     assert model.sample(6, num=2).shape == (2, 32, 32, 3)
     assert np.isfinite(model.log_likelihood(image[:2] > 127, label[:2])).all()
     (row,) = model.history
