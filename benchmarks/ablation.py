@@ -7,6 +7,7 @@ latents are those of `cvae-jax evaluate`.
 
 import dataclasses
 import math
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "without the average of the weights": {"ema": 0.0},
     "without warm-up": {"warmup_steps": 0},
     "without clipping": {"clip_norm": None},
+    "without skipping": {"skip_norm": None},
     "without convolutions and the learnt prior": {"model": "mlp", "prior": "normal"},
     "best, grey levels": {"binarize": "none"},
 }
@@ -49,7 +51,7 @@ class Options(report.Options):
     """Train the preset `best` without one ingredient at a time, for equal minutes."""
 
     rounds: int = 1
-    """Not used: every variant is trained once."""
+    """Trainings of each variant, each with another seed."""
     minutes: float = 5.0
     """Minutes of training of each variant; whole epochs, at least one."""
 
@@ -81,8 +83,11 @@ def measure(options: Options, machine: Result) -> Result:
         settings = PRESETS["best"] | {"binarize": "dynamic"} | settings
         del settings["epochs"]
         print(f"\n{name}", flush=True)
-        found[name] = _train(settings, splits, whole.fingerprint(), options.minutes)
-        print({key: round(value, 4) for key, value in found[name].items()}, flush=True)
+        found[name] = []
+        for seed in range(options.rounds):
+            one = _train(settings | {"seed": seed}, splits, whole.fingerprint(), options.minutes)
+            print({key: round(value, 4) for key, value in one.items()}, flush=True)
+            found[name].append(one)
     return {"minutes": options.minutes, "variants": found}
 
 
@@ -147,9 +152,11 @@ def _train(
 
 
 def show(result: Result) -> str:
-    """Return the table."""
-    rows = [
-        [
+    """Return the table, of means over the seeds."""
+    rows = []
+    for name, seeds in result["variants"].items():
+        one = {key: statistics.mean(seed[key] for seed in seeds) for key in seeds[0]}
+        row = [
             name,
             f"{one['minutes']:.1f} ({one['epochs']:.0f})",
             f"{one['-ELBO']:.2f}",
@@ -160,8 +167,7 @@ def show(result: Result) -> str:
             f"{one['precision']:.1%}",
             f"{one['recall']:.1%}",
         ]
-        for name, one in result["variants"].items()
-    ]
+        rows.append(row)
     header = ["", "minutes (epochs)", "-ELBO", "-log p(x given y), K = 200", "accuracy"]
     header += ["Fréchet, times its floor", "of reconstructions", "precision", "recall"]
     return report.table(header, rows)
@@ -169,7 +175,10 @@ def show(result: Result) -> str:
 
 def draw(result: Result) -> Figure:
     """Draw the picture."""
-    nats = {name: [one["-log p(x given y)"]] for name, one in result["variants"].items()}
+    nats = {
+        name: [seed["-log p(x given y)"] for seed in seeds]
+        for name, seeds in result["variants"].items()
+    }
     title = f"The preset best without one ingredient, {environment.name(result)}"
     return plots.bars(nats, title, f"-log p(x given y), nats, {result['minutes']:g} minutes each")
 
