@@ -25,7 +25,7 @@ from cvae_jax.data.dataset import Dataset, Splits
 
 NUM_VALIDATION = 10_000
 _VARIANTS: dict[str, dict[str, Any]] = {
-    "best, black and white": {},
+    "best": {},
     "without the learnt prior": {"prior": "normal"},
     "without convolutions": {"model": "mlp"},
     "without the cosine schedule": {"schedule": "constant"},
@@ -34,7 +34,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "without clipping": {"clip_norm": None},
     "without skipping": {"skip_norm": None},
     "without convolutions and the learnt prior": {"model": "mlp", "prior": "normal"},
-    "best, grey levels": {"binarize": "none"},
+    "on grey levels": {"binarize": "none"},
 }
 _MEASURES = {  # column: measurement of an evaluation
     "-ELBO": "negative ELBO, binarised",
@@ -80,7 +80,7 @@ def measure(options: Options, machine: Result) -> Result:
     whole = load_dataset(source="bundled")
     splits, found = split_validation(whole), {}
     for name, settings in _VARIANTS.items():
-        settings = PRESETS["best"] | {"binarize": "dynamic"} | settings
+        settings = PRESETS["best"] | settings
         del settings["epochs"]
         print(f"\n{name}", flush=True)
         found[name] = []

@@ -44,8 +44,9 @@ class RunOptions:
 
     preset: PresetName = "original"
     """Settings to start from; other options replace single ones. original: the tutorial's.
-    quick: its network in a third of its epochs. best: convolutional with a learnt prior, for two
-    cores. best-accelerator: a larger one for a GPU or a TPU, not yet tried on one."""
+    quick: its network in a third of its epochs. best: convolutional with a learnt prior, of
+    black-and-white images, for two cores. best-accelerator: a larger one for a GPU or a TPU, not
+    yet tried on one."""
     epochs: int = 100
     """Train up to this epoch. A run that stopped earlier resumes from its newest checkpoint."""
     workdir: Path | None = None
@@ -268,6 +269,7 @@ _CONV = {
     "model": "conv",
     "prior": "flow",
     "latent_dim": 48,
+    "binarize": "dynamic",
     "batch_size": 64,
     "learning_rate": 1.5e-3,
     "schedule": "cosine",
