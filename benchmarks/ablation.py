@@ -78,7 +78,8 @@ def measure(options: Options, machine: Result) -> Result:
     from cvae_jax.data.sources import load_dataset
 
     whole = load_dataset(source="bundled")
-    splits, found = split_validation(whole), {}
+    splits = split_validation(whole)
+    found: dict[str, list[dict[str, float]]] = {}
     for name, settings in _VARIANTS.items():
         settings = PRESETS["best"] | settings
         del settings["epochs"]

@@ -76,6 +76,15 @@ def test_the_loss_curve_shows_both_losses(num_epochs: int) -> None:
     assert "nats per image" in axes.get_ylabel()
 
 
+def test_an_epoch_with_an_outlier_does_not_flatten_the_loss_curve() -> None:
+    losses = [140.0, 90.0, 6000.0, 80.0]
+    history = [EpochMetrics(i, i, loss, 0, 0, 85.0, 0, 0, 1) for i, loss in enumerate(losses, 1)]
+    axes = figures.loss_curve(history, "loss").axes[0]
+    np.testing.assert_array_equal(axes.get_lines()[0].get_ydata(), [140, 90, np.nan, 80])
+    assert axes.get_ylim()[1] < 200
+    assert axes.get_legend_handles_labels()[1][0].endswith("(without 1 above 170)")
+
+
 @pytest.mark.parametrize(("number", "columns"), [(10, 5), (11, 10)])
 def test_a_picture_of_samples_is_captioned_by_their_labels(
     number: int, columns: int, model: Model, params: Params

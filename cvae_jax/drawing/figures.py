@@ -87,13 +87,18 @@ def draw_loss(axes: Axes, history: Sequence[EpochMetrics]) -> None:
     if not history:
         axes.text(0.5, 0.5, "no epoch is over yet", ha="center", transform=axes.transAxes)
     epoch = [row.epoch for row in history]
+    # One batch with an outlier can lift an epoch's mean so far that nothing else would be seen.
+    most = 2 * float(np.median([row.test_loss for row in history])) if history else 0.0
     for name, loss in (
         ("train", [row.train_loss for row in history]),
         ("test", [row.test_loss for row in history]),
     ):
         marker = "o" if len(history) == 1 else ""
         ending = f", {loss[-1]:.2f} at the end" if loss else ""
-        axes.plot(epoch, loss, marker=marker, label=f"{name}{ending}")
+        shown = [np.nan if one > most else one for one in loss]
+        if hidden := np.isnan(shown).sum() - np.isnan(loss).sum():
+            ending += f" (without {hidden} above {most:.0f})"
+        axes.plot(epoch, shown, marker=marker, label=f"{name}{ending}")
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss, nats per image")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
