@@ -6,6 +6,7 @@ models, by default those of `train.py`, of it with `--preset quick` and `--prese
 others. It trains each for three epochs more, in a folder of its own, to time them side by side.
 """
 
+import csv
 import dataclasses
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from cvae_jax import TrainedModel, load
 from cvae_jax.commands.cli import one_line_errors
 from cvae_jax.evaluation import page
 from cvae_jax.runtime.files import whole_file
+from cvae_jax.storage.history import METRICS
+from cvae_jax.storage.workdir import read_config
 
 _ROWS = 8  # samples of each class
 _STYLES = ("#9aa5b1", "#c2410c", "#1f6fb4")
@@ -74,25 +77,31 @@ def learning_curves(models: Mapping[str, TrainedModel], seconds: Sequence[float]
 
 
 def time_epoch(*options: str) -> float:
-    """Return the seconds of an epoch of a training with some options, after its compilation."""
+    """Return the seconds of an epoch of `train` with some options, after its compilation.
+
+    A process of its own trains: an accelerator serves one, and a CPU is split before JAX starts.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "cvae_jax", "train", *options]
         command += ["--epochs", "3", "--workdir", folder]
         subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
-        return report.median([row.seconds for row in load(folder).history[1:]])
+        with (Path(folder) / METRICS).open(newline="") as file:
+            return report.median([float(row["seconds"]) for row in csv.DictReader(file)][1:])
 
 
 def main() -> None:
     """Parse the arguments, draw and write."""
     with one_line_errors():
         options = report.parse(Options)
+        folders = options.original, options.quick, options.best, options.best_grey
+        for folder in folders:
+            read_config(folder)  # a missing one is reported before minutes of timing
         seconds = [
             time_epoch(),
             time_epoch("--preset", "quick"),
             time_epoch("--preset", "best", "--binarize", "none"),
         ]
         print("seconds of an epoch:", *map(report.number, seconds), flush=True)
-        folders = options.original, options.quick, options.best, options.best_grey
         original, quick, best, grey = (load(folder) for folder in folders)
         pictures = {
             "samples": sample_sheets({"the original": original, "preset best": best}),

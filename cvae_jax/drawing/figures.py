@@ -74,7 +74,10 @@ def image_grid(
 
 
 def loss_curve(history: Sequence[EpochMetrics], title: str) -> Figure:
-    """Draw the training and the test loss over the epochs, in nats per image."""
+    """Draw the training and the test loss over the epochs, in nats per image.
+
+    A loss above twice the median of the test losses is left out, and counted in the legend.
+    """
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     draw_loss(axes, history)
@@ -96,7 +99,7 @@ def draw_loss(axes: Axes, history: Sequence[EpochMetrics]) -> None:
         marker = "o" if len(history) == 1 else ""
         ending = f", {loss[-1]:.2f} at the end" if loss else ""
         shown = [np.nan if one > most else one for one in loss]
-        if hidden := np.isnan(shown).sum() - np.isnan(loss).sum():
+        if hidden := sum(one > most for one in loss):
             ending += f" (without {hidden} above {most:.0f})"
         axes.plot(epoch, shown, marker=marker, label=f"{name}{ending}")
     axes.set_xlabel("epoch")
