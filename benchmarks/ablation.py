@@ -34,6 +34,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "without clipping": {"clip_norm": None},
     "without skipping": {"skip_norm": None},
     "without convolutions and the learnt prior": {"model": "mlp", "prior": "normal"},
+    "with Nesterov's steps": {"nesterov": 0.95},
     "on grey levels": {"binarize": "none"},
 }
 _MEASURES = {  # column: measurement of an evaluation

@@ -35,6 +35,22 @@ def test_without_options_it_is_adam() -> None:
     assert_trees_equal(ours.update(gradient, state), expected.update(gradient, state))
 
 
+def test_nesterov_steps_are_those_of_nadam() -> None:
+    """After Dozat 2016, algorithm 8, written out for a constant momentum."""
+    gradients, momentum = [1.0, -2.0, 0.5], 0.95
+    optimizer = build_optimizer(TrainConfig(nesterov=momentum, learning_rate=0.1), 10)
+    state = optimizer.init(jnp.zeros(()))
+    first = second = 0.0
+    for step, gradient in enumerate(gradients, 1):
+        first = momentum * first + (1 - momentum) * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        ahead = momentum * first / (1 - momentum ** (step + 1))
+        ahead += (1 - momentum) * gradient / (1 - momentum**step)
+        update, state = optimizer.update(jnp.asarray(gradient), state)
+        expected = -0.1 * ahead / ((second / (1 - 0.999**step)) ** 0.5 + 1e-8)
+        assert float(update) == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_rate_rises_from_zero_then_falls_along_a_cosine_to_zero() -> None:
     config = TrainConfig(schedule="cosine", decay_epochs=3, warmup_steps=10, learning_rate=0.1)
     rate = moves(config, 1.0, 31)  # Adam moves by the rate under a constant gradient

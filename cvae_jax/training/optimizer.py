@@ -1,4 +1,4 @@
-"""Adam, with the schedule and the clipping that a run asks for."""
+"""Adam, with the schedule, the momentum and the clipping that a run asks for."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,10 @@ def build_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.Gradient
         rate = optax.constant_schedule(peak)
     if warmup:
         rate = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rate], [warmup])
-    optimizer = optax.adam(rate)
+    if config.nesterov is None:
+        optimizer = optax.adam(rate)
+    else:
+        optimizer = optax.nadam(rate, b1=config.nesterov)
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if config.skip_norm is not None:
