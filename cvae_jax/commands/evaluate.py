@@ -35,8 +35,9 @@ class EvaluateOptions:
     workdir: Path = Path("runs/mnist")
     """Folder of the trained model."""
     quick: bool = False
-    """Evaluate within a minute: leave out the classification score, and measure the bound, the
-    likelihood (at most 500 latents) and the latent on 1,000 test images, chosen once at random."""
+    """Take a quick look, a minute for the original: leave out the classification score, and measure
+    the bound, the likelihood (at most 500 latents) and the latent on 1,000 test images, chosen
+    once at random."""
     measures: tuple[str, ...] = tuple(MEASURES)
     """What to measure."""
     step: int | None = None
