@@ -138,8 +138,8 @@ class TrainConfig:
         require_count("warmup-steps", self.warmup_steps, least=0)
         require(0 <= self.ema < 1, "ema", self.ema, "a number from 0 to below 1")
         if self.nesterov is not None:
-            allowed = "a number from 0 to below 1"
-            require(0 <= self.nesterov < 1, "nesterov", self.nesterov, allowed)
+            in_bounds = 0 <= self.nesterov < 1
+            require(in_bounds, "nesterov", self.nesterov, "a number from 0 to below 1")
         if self.decay_epochs is not None:
             require_count("decay-epochs", self.decay_epochs)
         bounds = f"a number from {SMALLEST_RATE} to {LARGEST_RATE}"
