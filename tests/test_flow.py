@@ -1,3 +1,5 @@
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -5,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cvae_jax
+from cvae_jax.data.dataset import Splits
+from cvae_jax.models import build_model
 from cvae_jax.models.family import Params
 from cvae_jax.models.flow import Flow
 
@@ -47,6 +52,27 @@ def test_it_starts_as_the_identity_and_its_inverse_undoes_it(
         again, _ = invert(params, forward(params, latent, label), label)
         np.testing.assert_allclose(again, latent, atol=1e-3)
     assert np.abs(np.sort(forward(moved, latent, label)) - np.sort(latent)).mean() > 0.1
+
+
+def test_a_trained_one_is_undone_on_every_test_image(mnist: Splits, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"prior": "flow", "batch_size": 256, "learning_rate": 3e-3}
+    trained = cvae_jax.train(mnist, epochs=1, workdir=tmp_path, num_devices=1, **settings)
+    flow, size = Flow(trained.model.latent_dim, 10), trained.model.latent_dim
+    base = build_model(dataclasses.replace(trained.run.model, prior="normal"))
+
+    @jax.jit
+    def differ(image: jax.Array, label: jax.Array, key: jax.Array) -> jax.Array:
+        """Return how far the posterior samples are from where they come back to, (N, Z)."""
+        noise = jax.random.normal(key, (len(label), size))
+        latent = base.autoencode(trained.params["base"], image / 255, label, noise).latent
+        params = {"params": trained.params["flow"]}
+        before, _ = flow.apply(params, latent, label, method="invert")
+        again = flow.apply(params, before, label)
+        return jnp.asarray(again) - latent
+
+    image, label = map(jnp.asarray, mnist.test)
+    difference = differ(image, label, jax.random.key(0))
+    assert jnp.abs(difference).max() < 1e-3
 
 
 def test_its_log_determinant_is_that_of_the_jacobian(moved: Params) -> None:
