@@ -11,6 +11,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,11 @@ def _train(
     # Plain products of matrices gain nothing from a split of the CPU.
     num_devices = 1 if settings["model"] == "mlp" else None
     _, programs = build(1)
-    pieces = programs.pieces(0, 0)
+    pieces = (piece for epoch in itertools.count() for piece in programs.pieces(epoch, 0))
     state, _ = programs.train(programs.init(), next(pieces))  # compiles
     jax.block_until_ready(state)
     started, rows = time.perf_counter(), 0
-    later = (piece for epoch in itertools.count(1) for piece in programs.pieces(epoch, 0))
-    for piece in itertools.chain(pieces, later):
+    for piece in pieces:
         state, _ = programs.train(state, piece)
         rows += len(piece[1])
         jax.block_until_ready(state)
@@ -156,13 +156,17 @@ def _train(
     }
 
 
+def _diverged(seeds: Sequence[Mapping[str, float]]) -> bool:
+    return not all(seed["-ELBO"] < _DIVERGED for seed in seeds)  # NaN has diverged too
+
+
 def show(result: Result) -> str:
     """Return the table, of means over the seeds."""
     rows = []
     for name, seeds in result["variants"].items():
         one = {key: statistics.mean(seed[key] for seed in seeds) for key in seeds[0]}
         spent = f"{one['minutes']:.1f} ({one['epochs']:.0f})"
-        if one["-ELBO"] > _DIVERGED:
+        if _diverged(seeds):
             rows.append([name, spent, "diverged", *[""] * 6])
             continue
         row = [
@@ -187,7 +191,7 @@ def draw(result: Result) -> Figure:
     nats = {
         name: [seed["-log p(x given y)"] for seed in seeds]
         for name, seeds in result["variants"].items()
-        if all(seed["-ELBO"] < _DIVERGED for seed in seeds)
+        if not _diverged(seeds)
     }
     title = f"The preset best without one ingredient, {environment.name(result)}"
     return plots.bars(nats, title, f"-log p(x given y), nats, {result['minutes']:g} minutes each")

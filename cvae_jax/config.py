@@ -136,10 +136,9 @@ class TrainConfig:
             require(value in allowed, option, reprlib.repr(value), " or ".join(allowed))
         require_count("seed", self.seed, least=0, most=LARGEST_SEED)
         require_count("warmup-steps", self.warmup_steps, least=0)
-        require(0 <= self.ema < 1, "ema", self.ema, "a number from 0 to below 1")
-        if self.nesterov is not None:
-            in_bounds = 0 <= self.nesterov < 1
-            require(in_bounds, "nesterov", self.nesterov, "a number from 0 to below 1")
+        for option, decay in (("ema", self.ema), ("nesterov", self.nesterov)):
+            if decay is not None:
+                require(0 <= decay < 1, option, decay, "a number from 0 to below 1")
         if self.decay_epochs is not None:
             require_count("decay-epochs", self.decay_epochs)
         bounds = f"a number from {SMALLEST_RATE} to {LARGEST_RATE}"

@@ -57,7 +57,8 @@ def test_it_starts_as_the_identity_and_its_inverse_undoes_it(
 def test_a_trained_one_is_undone_on_every_test_image(mnist: Splits, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"prior": "flow", "batch_size": 256, "learning_rate": 3e-3}
     trained = cvae_jax.train(mnist, epochs=1, workdir=tmp_path, num_devices=1, **settings)
-    flow, size = Flow(trained.model.latent_dim, 10), trained.model.latent_dim
+    size = trained.model.latent_dim
+    flow = Flow(size, 10)
     base = build_model(dataclasses.replace(trained.run.model, prior="normal"))
 
     @jax.jit
