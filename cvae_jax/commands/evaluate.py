@@ -74,7 +74,7 @@ def run(options: EvaluateOptions) -> None:
         import jax
 
         from cvae_jax import api
-        from cvae_jax.data.sources import load_dataset
+        from cvae_jax.data.sources import load_again
         from cvae_jax.evaluation import density, kept, page, report
         from cvae_jax.evaluation.subject import Subject
         from cvae_jax.runtime import devices
@@ -91,9 +91,9 @@ def run(options: EvaluateOptions) -> None:
     print(f"devices: {devices.describe(None)}", flush=True)
     model = api.load(options.workdir, options.step)
     print(f"model: {model.checkpoint}", flush=True)
-    config, data = model.run.train, options.data
-    splits = load_dataset(config.dataset, source=data.source, data_dir=data.data_dir)
-    _require_data(splits, model.run.data_sha256, config.dataset)
+    config = model.run.train
+    splits = load_again(model.run, options.data)
+    _require_enough(splits, config.dataset)
     subject = Subject(
         model=model.model,
         params=model.params,
@@ -163,13 +163,8 @@ def _shorten(options: EvaluateOptions) -> EvaluateOptions:
     )
 
 
-def _require_data(splits: "Splits", fingerprint: str, name: str) -> None:
-    """Raise `DataError` unless these are the model's data, and enough to be measured."""
-    if splits.fingerprint() != fingerprint:
-        raise DataError(
-            f"the model was trained on other data than this {name}; name them with --source and "
-            "--data-dir as in training"
-        )
+def _require_enough(splits: "Splits", name: str) -> None:
+    """Raise `DataError` unless these are enough images to be measured."""
     for split, dataset in (("training", splits.train), ("test", splits.test)):
         if len(dataset.label) < _FEWEST_IMAGES:
             raise DataError(

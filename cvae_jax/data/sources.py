@@ -7,10 +7,10 @@ A new source is a file here with `load(name, data_dir) -> Splits`, a line in `SO
 from collections.abc import Callable
 from pathlib import Path
 
-from cvae_jax.config import Source, require
+from cvae_jax.config import DataOptions, RunConfig, Source, require
 from cvae_jax.data import idx, tfds
 from cvae_jax.data.dataset import Splits
-from cvae_jax.errors import ConfigError
+from cvae_jax.errors import ConfigError, DataError
 from cvae_jax.runtime.files import reason, user_path
 
 _BUNDLED = Path(__file__).parent / "mnist"
@@ -72,3 +72,23 @@ def load_dataset(
         return SOURCES[source](name, data_dir)
     except OSError as error:  # too long a name, for example, or no permission
         raise ConfigError(f"--data-dir {data_dir} can't be used: {reason(error)}") from error
+
+
+def load_again(run: RunConfig, data: DataOptions) -> Splits:
+    """Load the data set that a model was trained on.
+
+    Args:
+        run: the settings of the model's run.
+        data: where its data set comes from.
+
+    Raises:
+        ConfigError: as `load_dataset`.
+        DataError: as `load_dataset`, or the data are not those of the run.
+    """
+    splits = load_dataset(run.train.dataset, source=data.source, data_dir=data.data_dir)
+    if splits.fingerprint() != run.data_sha256:
+        raise DataError(
+            f"the model was trained on other data than this {run.train.dataset}; name them with "
+            "--source and --data-dir as in training"
+        )
+    return splits
