@@ -149,18 +149,22 @@ class TrainedModel:
     params: Params = dataclasses.field(repr=False)
     history: tuple[EpochMetrics, ...] = dataclasses.field(repr=False)
 
-    def sample(self, label: npt.ArrayLike, num: int = 10, seed: int = 0) -> np.ndarray:
+    def sample(
+        self, label: npt.ArrayLike, num: int = 10, seed: int = 0, temperature: float = 1.0
+    ) -> np.ndarray:
         """Draw samples of p(x | y); return pixel means, (N, H, W, C) float32 in [0, 1].
 
         Args:
             label: a class, drawn `num` times, or a list of N classes, each drawn once.
             num: number of images of one class.
             seed: from 0 to 2**32 - 1; equal seeds give equal images.
+            temperature: what the latents are multiplied by: below 1 for more usual images.
         """
         _require_count("num", num, 1)
         _require_count("seed", seed, 0, LARGEST_SEED)
         shape = np.shape(label) or (num,)
-        return draw_images(self.params, self._labels(label, shape), seed, model=self.model)
+        labels = self._labels(label, shape)
+        return draw_images(self.params, labels, seed, model=self.model, temperature=temperature)
 
     def encode(self, image: npt.ArrayLike, label: npt.ArrayLike) -> np.ndarray:
         """Return the centre of q(z | x, y), (Z,) or (N, Z), where the prior is N(0, I)."""

@@ -21,6 +21,7 @@ class Purpose(enum.IntEnum):
     CHOICE = 10  # of images to compare
     SAMPLES_JUDGE = 11  # the judge that is trained on samples alone
     RECONSTRUCTIONS = 12  # of training images
+    PIXELS = 13  # black and white, of samples
 
 
 def make_key(seed: int | jax.Array, purpose: Purpose) -> jax.Array:
