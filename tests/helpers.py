@@ -1,6 +1,7 @@
 """What several test modules share."""
 
 import csv
+import struct
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,24 @@ def epoch_shapes(model: Model, optimizer: optax.GradientTransformation, batch_si
     )
 
 
+CLASSES = [5, 6, 7, 8]  # of eight to nine; the test set has two of them
+
+
+def write_data(folder: Path, num_train: int = 40, num_test: int = 8) -> Path:
+    """Write a tiny data set as IDX files."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, number, classes in (("train", num_train, CLASSES), ("t10k", num_test, [6, 8])):
+        image = random.integers(0, 256, (number, 5, 4), np.uint8)
+        label = np.resize(classes, number).astype(np.uint8)
+        for kind, array in (("images-idx3", image), ("labels-idx1", label)):
+            head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(
+                f">{array.ndim}I", *array.shape
+            )
+            (folder / f"{name}-{kind}-ubyte").write_bytes(head + array.tobytes())
+    return folder
+
+
 # A model whose log p(x | y) is known: logits linear in a latent of one dimension, so that
 # p(x | y) is an integral over the real line, which Gauss-Hermite quadrature gives exactly.
 
@@ -115,3 +134,63 @@ def toy_log_likelihood(params: Params, image: np.ndarray, label: np.ndarray) -> 
     logits = slope * node[np.newaxis, :, np.newaxis] + offset  # (N, nodes, D)
     log_p = (image[:, np.newaxis] * logits - np.logaddexp(0, logits)).sum(axis=-1)
     return np.asarray(np.log((weight / weight.sum() * np.exp(log_p)).sum(axis=-1)))
+
+
+# A model that draws real images: its parameters are some of each class, and its latent chooses.
+
+NUM_REAL = 200
+
+
+def drawing_from(dataset: Dataset, swapped: dict[int, int] | None = None) -> tuple[Model, Params]:
+    """Return a model that draws images of a data set, of other classes where `swapped` says so."""
+    label, given = np.asarray(dataset.label), swapped or {}
+    chosen = [np.flatnonzero(label == given.get(i, i))[:NUM_REAL] for i in range(10)]
+    image = np.asarray(dataset.image)[np.array(chosen)] / np.float32(255)
+    config = ModelConfig((28, 28, 1), 10, latent_dim=1)
+
+    def decode(params: Params, latent: jax.Array, label: jax.Array) -> jax.Array:
+        which = (NUM_REAL * jax.scipy.stats.norm.cdf(latent[:, 0])).astype(jnp.int32)
+        return jax.scipy.special.logit(params[label, which].clip(1e-4, 1 - 1e-4))
+
+    def autoencode(
+        params: Params, image: jax.Array, label: jax.Array, noise: jax.Array
+    ) -> Autoencoding:
+        nothing = jnp.zeros(len(label))
+        return Autoencoding(noise, decode(params, noise, label), nothing, nothing[:, jnp.newaxis])
+
+    return Model(config, 1, lambda _: jnp.asarray(image), autoencode, decode), image
+
+
+# A model whose images show its latent and its class, and which reads an image's latent from it.
+
+
+def glass_model(latent_dim: int = 3, num_classes: int = 4, num_groups: int | None = None) -> Model:
+    """Return the model; its logits are the latent, and the class.
+
+    Args:
+        latent_dim: Z; an image is (1, Z + 1, 1).
+        num_classes: Y.
+        num_groups: G of `kl`, which rises from dimension to dimension; None for Z.
+    """
+    config = ModelConfig((1, latent_dim + 1, 1), num_classes, latent_dim=latent_dim)
+
+    def decode(params: Params, latent: jax.Array, label: jax.Array) -> jax.Array:
+        logits = jnp.concatenate([latent, label[:, jnp.newaxis].astype(jnp.float32)], axis=1)
+        return logits.reshape(-1, *config.image_shape)
+
+    def autoencode(
+        params: Params, image: jax.Array, label: jax.Array, noise: jax.Array
+    ) -> Autoencoding:
+        latent = jax.scipy.special.logit(image.reshape(-1, latent_dim + 1)[:, :-1]) + noise
+        kl = jnp.arange(num_groups or latent_dim, dtype=jnp.float32)
+        kl = jnp.broadcast_to(kl, (len(label), len(kl)))
+        return Autoencoding(latent, decode(params, latent, label), kl.sum(axis=-1), kl)
+
+    return Model(config, latent_dim, lambda _: {}, autoencode, decode)
+
+
+def behind_glass(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the latents, (..., Z), and the classes, (...), that images of a glass model show."""
+    image = image.reshape(*image.shape[:-3], -1).astype(np.float64)
+    logits = np.log(image / (1 - image))
+    return logits[..., :-1], logits[..., -1]

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import shutil
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,7 @@ from cvae_jax.evaluation import judge
 from cvae_jax.evaluation.measures import MEASURES
 from cvae_jax.storage import checkpoints
 from cvae_jax.storage.history import Progress
-
-CLASSES = [5, 6, 7, 8]  # of eight to nine; the test set has two of them
-
-
-def write_data(folder: Path, num_train: int = 40, num_test: int = 8) -> Path:
-    """Write a tiny data set as IDX files."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for name, number, classes in (("train", num_train, CLASSES), ("t10k", num_test, [6, 8])):
-        image = random.integers(0, 256, (number, 5, 4), np.uint8)
-        label = np.resize(classes, number).astype(np.uint8)
-        for kind, array in (("images-idx3", image), ("labels-idx1", label)):
-            head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(
-                f">{array.ndim}I", *array.shape
-            )
-            (folder / f"{name}-{kind}-ubyte").write_bytes(head + array.tobytes())
-    return folder
+from tests.helpers import write_data
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -97,6 +97,65 @@ def test_a_picture_of_samples_is_captioned_by_their_labels(
     assert texts == [str(one) for one in label]
 
 
+# Tables of images.
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_words_of_a_table_stand_at_its_columns_and_rows(channels: int, is_joined: bool) -> None:
+    # Image i has the grey level i / 12, so that its place in the picture can be read off.
+    image = np.full((12, 28, 28, channels), 1.0) * np.arange(12).reshape(-1, 1, 1, 1) / 12
+    figure = figures.image_table(
+        image,
+        "twelve",
+        num_columns=4,
+        columns=list("abcd"),
+        rows=["first", "second", "third"],
+        note="a note",
+        is_joined=is_joined,
+    )
+    picture, axes = pixels(figure), figure.axes[0]
+    across = {text.get_text(): text.xy for text in axes.texts}  # type: ignore[attr-defined]
+    for i in range(12):
+        x, y = across["abcd"[i % 4]][0], across[["first", "second", "third"][i // 4]][1]
+        column, row = axes.transAxes.transform((x, y))
+        np.testing.assert_allclose(
+            picture[len(picture) - int(row), int(column)], i / 12, atol=0.01, err_msg=f"image {i}"
+        )
+    assert [text.get_text() for text in figure.texts] == ["twelve", "a note"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "number", "columns", "title"),
+    [
+        ((28, 28, 1), 1, 1, "a title that is longer than one image is wide"),
+        ((28, 28, 1), 60, 10, ""),
+        ((5, 4, 1), 9, 3, "small"),
+        ((300, 300, 3), 20, 10, "large"),
+        ((1, 300, 1), 20, 10, "wide"),
+        ((28, 28, 1), 50, 50, "many"),
+    ],
+)
+def test_any_table_fits(shape: tuple[int, int, int], number: int, columns: int, title: str) -> None:
+    names = [["a"] * columns, ["a long label beside a row"] * (number // columns)]
+    note = "a note that is longer than many tables are wide, and says so"
+    for words in ({}, {"columns": names[0], "rows": names[1], "note": note}):
+        image = np.zeros((number, *shape))
+        figure = figures.image_table(image, title, num_columns=columns, **words)  # type: ignore[arg-type]
+        assert_nothing_is_cut_off(figure)
+        assert figure.get_size_inches()[0] < 10
+
+
+def test_pixels_of_a_table_are_squares_of_equal_size() -> None:
+    image = (np.indices((28, 28)).sum(axis=0) % 2).reshape(1, 28, 28, 1).repeat(10, axis=0)
+    picture = pixels(figures.image_table(image, "", num_columns=10))[..., 0]
+    middle = picture[len(picture) * 2 // 3]
+    assert set(np.unique(picture)) == {0, 1}
+    runs = np.diff(np.flatnonzero(np.diff(middle) != 0))
+    black = runs[: len(runs) // 2 * 2 : 2]
+    assert len(set(black.tolist())) == 1
+
+
 # The page of an evaluation.
 
 

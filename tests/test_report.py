@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from cvae_jax.config import ModelConfig
 from cvae_jax.data.dataset import Dataset, Splits
 from cvae_jax.errors import UserError
 from cvae_jax.evaluation import report
@@ -17,6 +16,7 @@ from cvae_jax.evaluation.measurement import Finding, Measurement, mean, share
 from cvae_jax.evaluation.samples import measure_accuracy, measure_distances
 from cvae_jax.evaluation.subject import Subject
 from cvae_jax.models.family import Autoencoding, Model, Params
+from tests.helpers import drawing_from
 
 
 def test_a_mean_has_the_standard_error_of_independent_values() -> None:
@@ -70,31 +70,6 @@ def test_the_table_is_no_wider_than_100_columns_and_says_a_protocol_once() -> No
     assert order[1:4] == list(figures)
     assert "".join(lines).count("Wilson") == 1
     assert "    units; 10,000 samples" in lines[2]
-
-
-# A model that draws real images: its parameters are some of each class, and its latent chooses.
-
-NUM_REAL = 200
-
-
-def drawing_from(dataset: Dataset, swapped: dict[int, int] | None = None) -> tuple[Model, Params]:
-    """Return a model that draws images of a data set, of other classes where `swapped` says so."""
-    label, given = np.asarray(dataset.label), swapped or {}
-    chosen = [np.flatnonzero(label == given.get(i, i))[:NUM_REAL] for i in range(10)]
-    image = np.asarray(dataset.image)[np.array(chosen)] / np.float32(255)
-    config = ModelConfig((28, 28, 1), 10, latent_dim=1)
-
-    def decode(params: Params, latent: jax.Array, label: jax.Array) -> jax.Array:
-        which = (NUM_REAL * jax.scipy.stats.norm.cdf(latent[:, 0])).astype(jnp.int32)
-        return jax.scipy.special.logit(params[label, which].clip(1e-4, 1 - 1e-4))
-
-    def autoencode(
-        params: Params, image: jax.Array, label: jax.Array, noise: jax.Array
-    ) -> Autoencoding:
-        nothing = jnp.zeros(len(label))
-        return Autoencoding(noise, decode(params, noise, label), nothing, nothing[:, jnp.newaxis])
-
-    return Model(config, 1, lambda _: jnp.asarray(image), autoencode, decode), image
 
 
 def part(dataset: Dataset, number: int) -> Dataset:

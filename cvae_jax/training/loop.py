@@ -46,7 +46,7 @@ from cvae_jax.training.test_loss import compute_test_loss
 BATCHES_PER_LINE = 100
 """Batches between two printed lines within an epoch."""
 
-_GRID_COLUMNS = 8
+_GRID_IMAGES = 64
 
 # Most arithmetic in one dispatch, so that the progress bar moves every few seconds: about two
 # seconds on a slow laptop, or on a small accelerator.
@@ -460,7 +460,7 @@ def _read(
 
 def _grid_label(run: RunConfig) -> np.ndarray:
     """Return the classes of a sample grid, (64,) int32: each in turn."""
-    return np.arange(_GRID_COLUMNS**2, dtype=np.int32) % run.num_classes
+    return np.arange(_GRID_IMAGES, dtype=np.int32) % run.num_classes
 
 
 def _draw_grid(samples: jax.Array, run: RunConfig, epoch: int, folder: Path) -> None:
@@ -468,8 +468,8 @@ def _draw_grid(samples: jax.Array, run: RunConfig, epoch: int, folder: Path) -> 
         np.asarray(samples),
         _grid_label(run),
         f"{run.train.dataset}: samples after epoch {epoch}",
-        num_columns=_GRID_COLUMNS,
-        inches=0.8,
+        num_columns=figures.GRID_COLUMNS,
+        inches=figures.GRID_INCHES,
     )
     with whole_file(folder / workdir.SAMPLES / f"epoch_{epoch:03d}.png") as file:
         figure.savefig(file, format="png")
