@@ -3,13 +3,74 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cvae_jax.commands.cli import many_imports
-from cvae_jax.config import LARGEST_SEED, RunConfig, require, require_count
+from cvae_jax.config import LARGEST_SEED, DataOptions, RunConfig, require, require_count
 from cvae_jax.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from cvae_jax.drawing.pictures import Picture
 
 _MOST_IMAGES = 10_000_000
 _MOST_IN_PICTURE = 1000
+_HIGHEST_TEMPERATURE = 100
+
+# Options that only some ways to draw know; all know the others. "samples" is none of the ways.
+_MOVING = {"same_style", "interpolate", "traverse"}
+_FROM_NOISE = {"samples", "text", "same_style", "interpolate"}
+_KNOWN_BY = {
+    "digit": {"samples", "traverse", "reconstruct", "restyle", "map"},
+    "num": _FROM_NOISE | {"traverse", "reconstruct"},
+    "seed": _FROM_NOISE | {"traverse", "reconstruct", "map"},
+    "temperature": _FROM_NOISE,
+    "binary": _FROM_NOISE | {"traverse", "map"},
+    "from_test": {"interpolate"},
+    "gif": _MOVING | {"film"},
+    "npz": {"samples"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WayOptions:
+    """Ways to draw, one at a time. Without one: samples of --digit, or of each class."""
+
+    text: str | None = None
+    """Write a text, such as 2026, in --num handwritings (5), a row for each."""
+    same_style: bool = False
+    """Draw every class in the same handwriting, in --num handwritings (6), a row for each."""
+    interpolate: tuple[int, int] | None = None
+    """Draw the way from a class to another, such as 3 8, between --num pairs of samples (5; in
+    motion 10)."""
+    traverse: bool = False
+    """Follow the --num directions (8) of the latent that matter most, by up to three standard
+    deviations to both sides. --digit is the class (4)."""
+    reconstruct: bool = False
+    """Draw --num test images (20), of --digit or of each class, over their reconstructions."""
+    restyle: Path | None = None
+    """Draw every class in the hand of your own picture of a --digit: a photo or a drawing of any
+    size, dark on light or light on dark."""
+    map: bool = False
+    """Draw the encoded test set in two dimensions, and over it images decoded from there: of
+    --digit, or of the class of the nearest test image."""
+    film: bool = False
+    """Show how the samples of a run sharpen from epoch to epoch (GIF). The run has a frame for each
+    of its sample grids; train with --sample-every 1 for one an epoch."""
+
+    def __post_init__(self) -> None:
+        if len(self._given) > 1:
+            named = " and ".join(f"--{name.replace('_', '-')}" for name in self._given)
+            raise ConfigError(f"{named} can't be drawn at once; choose one of them")
+
+    @property
+    def _given(self) -> list[str]:
+        names = (field.name for field in dataclasses.fields(self))
+        return [name for name in names if getattr(self, name) not in (None, False)]
+
+    @property
+    def name(self) -> str:
+        """The way that was chosen; "samples" where none was."""
+        return next(iter(self._given), "samples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +83,27 @@ class SampleOptions:
     """Number of images. Default: ten of --digit, or one of each class."""
     seed: int = 0
     """Seed of the latent noise; the same seed gives the same images."""
+    temperature: float = 1.0
+    """Factor of the latent noise: below 1 for more usual images, above 1 for less usual ones."""
+    binary: bool = False
+    """Draw black and white pixels, with the model's means as the probabilities of white."""
+    from_test: bool = False
+    """With --interpolate: between test images, which are shown beside their reconstructions."""
+    gif: bool = False
+    """Draw a moving picture (GIF): --same-style, --interpolate or --traverse in time."""
     workdir: Path = Path("runs/mnist")
     """Folder of the trained model."""
     step: int | None = None
     """Checkpoint to load, by its training step. Default: the newest."""
     out: Path | None = None
-    """Picture to write (PNG). Default: digit_<digit>.png or digits.png in the workdir; none where
-    --npz is given."""
+    """Picture to write (PNG or GIF). Default: digit_<digit>.png, digits.png or <way>.png in the
+    workdir; none where --npz is given."""
     npz: Path | None = None
     """Arrays to write (NPZ): image, float32 (N, H, W, C) in [0, 1], and label, int32."""
     show: bool = False
     """Show the picture in a window as well."""
+    way: WayOptions = dataclasses.field(default_factory=WayOptions)
+    data: DataOptions = dataclasses.field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
         if self.num is not None:
@@ -40,46 +111,72 @@ class SampleOptions:
         if self.step is not None:
             require_count("step", self.step, least=0)
         require_count("seed", self.seed, least=0, most=LARGEST_SEED)
+        is_known = 0 <= self.temperature <= _HIGHEST_TEMPERATURE  # false for NaN
+        bounds = f"a number from 0 to {_HIGHEST_TEMPERATURE}"
+        require(is_known, "temperature", self.temperature, bounds)
         for name, path in (("out", self.out), ("npz", self.npz)):
-            ending = ".png" if name == "out" else ".npz"
+            ending = self.ending if name == "out" else ".npz"
             if path is not None:
                 require(path.suffix.lower() == ending, name, path, f"a name that ends in {ending}")
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, ways in _KNOWN_BY.items():
+            if getattr(self, name) != default[name] and self.way.name not in ways:
+                way = "" if self.way.name == "samples" else f" with --{self.way.name}"
+                raise ConfigError(f"--{name} has no meaning{way}; leave it out".replace("_", "-"))
+        for name in ("temperature", "binary"):
+            if self.from_test and getattr(self, name) != default[name]:
+                raise ConfigError(f"--{name} has no meaning with --from-test; leave it out")
+        if self.way.name == "restyle" and self.digit is None:
+            raise ConfigError("--restyle needs --digit, the class of your picture")
+
+    @property
+    def ending(self) -> str:
+        """The ending of the picture's name."""
+        return ".gif" if self.gif or self.way.film else ".png"
 
 
 def run(options: SampleOptions) -> None:
-    """Draw samples from a checkpoint and write them as a picture, as arrays, or both."""
+    """Draw from a checkpoint, and write a picture, arrays, or both."""
     with many_imports():
         import numpy as np
 
         from cvae_jax import api
+        from cvae_jax.commands import ways
         from cvae_jax.drawing import modes
         from cvae_jax.runtime import devices
         from cvae_jax.runtime.files import user_path, whole_file, write_arrays
 
-    digit, out = options.digit, options.out and user_path("out", options.out)
+    digit, way = options.digit, options.way.name
+    out = options.out and user_path("out", options.out)
     npz = options.npz and user_path("npz", options.npz)
     devices.describe()  # reports in one line where JAX can't start
     model = api.load(options.workdir, options.step)
     if out is None and (npz is None or options.show):
-        name = "digits.png" if digit is None else f"digit_{digit}.png"
-        out = user_path("workdir", options.workdir) / name
-    label = np.array(choose_labels(digit, options.num, model.run, is_picture=bool(out)), np.int32)
+        name = way if way != "samples" else "digits" if digit is None else f"digit_{digit}"
+        out = user_path("workdir", options.workdir) / f"{name}{options.ending}"
+    label = choose_labels(digit, options.num, model.run, is_picture=bool(out))
     print(f"model: {model.checkpoint}", flush=True)
-    of = "every class" if digit is None else f"class {digit}"
-    picture = modes.samples(
-        model.params,
-        label,
-        options.seed,
-        model=model.model,
-        title=f"{model.run.train.dataset}: samples of {of}",
-        description="drawing",
-    )
+    if way == "samples":
+        of = "every class" if digit is None else f"class {digit}"
+        picture: Picture = modes.samples(
+            model.params,
+            np.array(label, np.int32),
+            options.seed,
+            model=model.model,
+            temperature=options.temperature,
+            title=f"{model.run.train.dataset}: samples of {of}",
+            description="drawing",
+        )
+    else:
+        picture = ways.draw(options, model)
+    if options.binary:
+        picture = modes.binarize(picture, options.seed)
     if npz:
-        write_arrays(npz, image=picture.image, label=label)
+        write_arrays(npz, image=picture.image, label=np.array(label, np.int32))
         print(f"wrote {npz}")
     if out:
         with whole_file(out) as file:
-            picture.figure().savefig(file, format="png")
+            picture.write(file)
         print(f"wrote {out}")
         if options.show:
             _show(out)
@@ -93,11 +190,8 @@ def choose_labels(
     Raises:
         ConfigError: the data set has no such class, or there are too many for a picture.
     """
-    if digit is not None and not 0 <= digit < run.num_classes:
-        raise ConfigError(
-            f"--digit {digit} does not exist in {run.train.dataset}; "
-            f"choose 0 to {run.num_classes - 1}"
-        )
+    if digit is not None:
+        require_class("digit", digit, run)
     num = num or (run.num_classes if digit is None else 10)
     if is_picture and num > _MOST_IN_PICTURE:
         raise ConfigError(
@@ -105,6 +199,15 @@ def choose_labels(
             "--npz without --out"
         )
     return [i % run.num_classes for i in range(num)] if digit is None else [digit] * num
+
+
+def require_class(option: str, label: int, run: RunConfig) -> None:
+    """Raise `ConfigError` unless the data set of a run has a class."""
+    if not 0 <= label < run.num_classes:
+        raise ConfigError(
+            f"--{option} {label} does not exist in {run.train.dataset}; "
+            f"choose 0 to {run.num_classes - 1}"
+        )
 
 
 def _show(path: Path) -> None:
