@@ -21,6 +21,7 @@ FIRST_OPTIONS = {
     "train": "--preset",
     "sample": "--digit",
     "evaluate": "--workdir",
+    "page": "--workdir",
     "train-judge": "--out",
 }
 HOST_OPTIONS = ["--coordinator-address", "--num-processes", "--process-id"]

@@ -35,6 +35,7 @@ COMMANDS = {  # name: module and its dataclass of options
     "train": ("train", "TrainCommand"),
     "sample": ("sample", "SampleOptions"),
     "evaluate": ("evaluate", "EvaluateOptions"),
+    "page": ("page", "PageOptions"),
     "train-judge": ("train_judge", "JudgeOptions"),
 }
 _LEAST_COLUMNS = 40  # Tyro's help never ends in a terminal of one or two

@@ -14,10 +14,10 @@ from cvae_jax.models.objective import autoencode_normal
 
 # Residual blocks in their order: the encoder's at a half and at a quarter of the image's height and
 # width, the decoder's at a quarter and at a half.
-_ENCODER_BLOCKS, _DECODER_BLOCKS = (1, 2), (2, 3)
+ENCODER_BLOCKS, DECODER_BLOCKS = (1, 2), (2, 3)
 # Bounds of q(z | x, y). Without them one image in a million gets a latent so far out that a learnt
 # prior's inverse throws it to infinity. They keep the loss finite; --skip-norm drops the gradient.
-_MOST_MEAN, _MOST_LOGVAR = 20.0, 2.0
+MOST_MEAN, MOST_LOGVAR = 20.0, 2.0
 
 
 def build(config: ModelConfig, precision: Precision) -> Model:
@@ -59,18 +59,18 @@ class Encoder(nn.Module):
         fine, coarse = self.config.channels, 2 * self.config.channels
         pad = ((0, 0), (0, -height % 4), (0, -width % 4), (0, 0))
         hidden = Conv(fine, 3, self.dtype)(space_to_depth(jnp.pad(image, pad)))
-        for _ in range(_ENCODER_BLOCKS[0]):
+        for _ in range(ENCODER_BLOCKS[0]):
             hidden = ResidualBlock(self.dtype)(hidden)
         hidden = Conv(coarse, 1, self.dtype)(space_to_depth(hidden))
         hidden = _add_label(hidden, label, self.config.num_classes, self.dtype)
-        for _ in range(_ENCODER_BLOCKS[1]):
+        for _ in range(ENCODER_BLOCKS[1]):
             hidden = ResidualBlock(self.dtype)(hidden)
         flat = nn.silu(hidden).reshape(len(image), -1)
         moments = nn.Dense(2 * self.config.latent_dim, dtype=self.dtype)(flat)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return (
-            _MOST_MEAN * jnp.tanh(mean / _MOST_MEAN),
-            _MOST_LOGVAR - nn.softplus(_MOST_LOGVAR - logvar),
+            MOST_MEAN * jnp.tanh(mean / MOST_MEAN),
+            MOST_LOGVAR - nn.softplus(MOST_LOGVAR - logvar),
         )
 
 
@@ -89,10 +89,10 @@ class Decoder(nn.Module):
         hidden = nn.Dense(rows * columns * coarse, dtype=self.dtype)(latent)
         hidden = hidden.reshape(-1, rows, columns, coarse)
         hidden = _add_label(hidden, label, self.config.num_classes, self.dtype)
-        for _ in range(_DECODER_BLOCKS[0]):
+        for _ in range(DECODER_BLOCKS[0]):
             hidden = ResidualBlock(self.dtype)(hidden)
         hidden = depth_to_space(Conv(4 * fine, 1, self.dtype)(nn.silu(hidden)))
-        for _ in range(_DECODER_BLOCKS[1]):
+        for _ in range(DECODER_BLOCKS[1]):
             hidden = ResidualBlock(self.dtype)(hidden)
         hidden = depth_to_space(Conv(4 * channels, 3, self.dtype)(nn.silu(hidden)))
         return hidden[:, :height, :width].astype(jnp.float32)

@@ -15,7 +15,7 @@ from flax import linen as nn
 from cvae_jax.models.family import Autoencoding, Model, Params
 
 _COUPLINGS, _HIDDEN = 10, 256
-_MOST_LOG_SCALE, _MOST_SHIFT = 1.0, 8.0
+MOST_LOG_SCALE, MOST_SHIFT = 1.0, 8.0
 
 
 def with_flow(base: Model) -> Model:
@@ -51,6 +51,12 @@ def with_flow(base: Model) -> Model:
     return Model(base.config, base.latent_dim, init, autoencode, decode)
 
 
+def orders(latent_dim: int) -> list[np.ndarray]:
+    """Return the fixed permutation of the dimensions before each coupling."""
+    rng = np.random.default_rng(0)
+    return [rng.permutation(latent_dim) for _ in range(_COUPLINGS)]
+
+
 class Coupling(nn.Module):
     """Scale and shift of one half of the latent, given the other half and the label."""
 
@@ -66,8 +72,8 @@ class Coupling(nn.Module):
         out = nn.Dense(2 * self.size, kernel_init=nn.initializers.zeros)(hidden)
         log_scale, shift = jnp.split(out, 2, axis=-1)
         return (
-            _MOST_LOG_SCALE * jnp.tanh(log_scale / _MOST_LOG_SCALE),
-            _MOST_SHIFT * jnp.tanh(shift / _MOST_SHIFT),
+            MOST_LOG_SCALE * jnp.tanh(log_scale / MOST_LOG_SCALE),
+            MOST_SHIFT * jnp.tanh(shift / MOST_SHIFT),
         )
 
 
@@ -89,7 +95,7 @@ class Flow(nn.Module):
 
     def __call__(self, latent: jax.Array, label: jax.Array) -> jax.Array:
         """Return z, (B, Z), for u, (B, Z)."""
-        for coupling, order in zip(self.couplings, self._orders(), strict=True):
+        for coupling, order in zip(self.couplings, orders(self.latent_dim), strict=True):
             given, moved = jnp.split(latent[:, order], [self.latent_dim // 2], axis=-1)
             log_scale, shift = coupling(given, label)
             latent = jnp.concatenate([given, moved * jnp.exp(log_scale) + shift], axis=-1)
@@ -99,15 +105,11 @@ class Flow(nn.Module):
         """Return u, (B, Z), and log |du / dz|, (B,), for z, (B, Z)."""
         latent = (latent - self.mean[label]) * jnp.exp(-self.log_scale[label])
         log_det = -self.log_scale[label].sum(axis=-1)
-        for coupling, order in zip(reversed(self.couplings), reversed(self._orders()), strict=True):
+        steps = zip(self.couplings, orders(self.latent_dim), strict=True)
+        for coupling, order in reversed(list(steps)):
             given, moved = jnp.split(latent, [self.latent_dim // 2], axis=-1)
             log_scale, shift = coupling(given, label)
             latent = jnp.concatenate([given, (moved - shift) * jnp.exp(-log_scale)], axis=-1)
             latent = latent[:, np.argsort(order)]
             log_det = log_det - log_scale.sum(axis=-1)
         return latent, log_det
-
-    def _orders(self) -> list[np.ndarray]:
-        """Return the fixed permutation of the dimensions before each coupling."""
-        rng = np.random.default_rng(0)
-        return [rng.permutation(self.latent_dim) for _ in range(_COUPLINGS)]
