@@ -29,9 +29,13 @@ from cvae_jax.models import build_model
 from cvae_jax.models.family import Model, Params
 from cvae_jax.models.sampling import draw_images
 from cvae_jax.runtime.files import user_path
-from cvae_jax.storage import checkpoints, workdir
+from cvae_jax.storage import checkpoints, weights, workdir
 from cvae_jax.storage.history import EpochMetrics
 
+PRETRAINED = ("original", "best")
+"""The trained models in this package, both of MNIST."""
+
+_PRETRAINED_IN = Path(__file__).parent / "pretrained"
 _IMAGES_AT_A_TIME, _LATENTS_AT_A_TIME = 100, 100
 
 
@@ -80,17 +84,23 @@ def train(
 
 
 def load(folder: str | Path, step: int | None = None) -> "TrainedModel":
-    """Load a trained model from its workdir.
+    """Load a trained model.
 
     Args:
-        folder: the workdir.
-        step: the step of the checkpoint; None for the newest whole one.
+        folder: the workdir of a run; or a folder of exported weights; or "original" or "best", the
+            models of MNIST in this package, where there is no folder of that name.
+        step: the step of the checkpoint; None for the newest whole one, or for weights.
 
     Raises:
-        ConfigError: there is no such workdir or step.
+        ConfigError: there is no such folder or step.
         CheckpointError: there is no checkpoint, or it is damaged or can't be read.
     """
+    if folder in PRETRAINED and not Path(folder).exists():
+        folder = _PRETRAINED_IN / folder
     folder = user_path("workdir", Path(folder))
+    if step is None and (folder / weights.WEIGHTS).exists():
+        run, params = weights.read(folder)
+        return TrainedModel(folder / weights.WEIGHTS, run, build_model(run.model), params, ())
     run = workdir.read_config(folder)
     checkpoint = _choose(folder, step)
     model = build_model(run.model)
