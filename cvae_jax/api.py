@@ -14,8 +14,10 @@ from cvae_jax.config import (
     LARGEST_COUNT,
     LARGEST_SEED,
     PRESETS,
+    PRETRAINED,
     DataOptions,
     DeviceOptions,
+    Pretrained,
     RunConfig,
     RunOptions,
     TrainConfig,
@@ -32,10 +34,6 @@ from cvae_jax.runtime.files import user_path
 from cvae_jax.storage import checkpoints, weights, workdir
 from cvae_jax.storage.history import EpochMetrics
 
-PRETRAINED = ("original", "best")
-"""The trained models in this package, both of MNIST."""
-
-_PRETRAINED_IN = Path(__file__).parent / "pretrained"
 _IMAGES_AT_A_TIME, _LATENTS_AT_A_TIME = 100, 100
 
 
@@ -95,8 +93,8 @@ def load(folder: str | Path, step: int | None = None) -> "TrainedModel":
         ConfigError: there is no such folder or step.
         CheckpointError: there is no checkpoint, or it is damaged or can't be read.
     """
-    if folder in PRETRAINED and not Path(folder).exists():
-        folder = _PRETRAINED_IN / folder
+    if folder in get_args(Pretrained) and not Path(folder).exists():
+        folder = PRETRAINED / folder
     folder = user_path("workdir", Path(folder))
     if step is None and (folder / weights.WEIGHTS).exists():
         run, params = weights.read(folder)
@@ -158,6 +156,11 @@ class TrainedModel:
     model: Model
     params: Params = dataclasses.field(repr=False)
     history: tuple[EpochMetrics, ...] = dataclasses.field(repr=False)
+
+    @property
+    def step(self) -> int | None:
+        """Steps of training of a checkpoint; None for weights alone."""
+        return int(name) if (name := self.checkpoint.name).isdecimal() else None
 
     def sample(
         self, label: npt.ArrayLike, num: int = 10, seed: int = 0, temperature: float = 1.0

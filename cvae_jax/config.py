@@ -19,6 +19,10 @@ Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
 Source = Literal["auto", "bundled", "tfds", "idx"]
 PresetName = Literal["original", "quick", "best", "best-accelerator"]
+Pretrained = Literal["original", "best"]
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+"""The folder of the trained models in this package, each in a folder of its name."""
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_COUNT = 2**31 - 1
@@ -169,6 +173,40 @@ class DataOptions:
             raise ConfigError("--source idx needs --data-dir, the folder of the four IDX files")
         if self.source == "bundled" and self.data_dir is not None:
             raise ConfigError("--source bundled takes no --data-dir; leave one of the two out")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """Which trained model to use."""
+
+    workdir: Path = Path("runs/mnist")
+    """Folder of the trained model: a run's, or one with model.safetensors and config.json."""
+    pretrained: Pretrained | None = None
+    """Use a trained model of MNIST in this package, and write into the current folder.
+    original: the tutorial's, 100 epochs. best: the preset best."""
+    step: int | None = None
+    """Checkpoint to load, by its training step. Default: the newest."""
+
+    def __post_init__(self) -> None:
+        if self.step is not None:
+            require_count("step", self.step, least=0)
+        if self.pretrained is not None:
+            allowed = get_args(Pretrained)
+            named = reprlib.repr(self.pretrained)
+            require(self.pretrained in allowed, "pretrained", named, " or ".join(allowed))
+            for name in ("workdir", "step"):
+                if getattr(self, name) != getattr(ModelOptions, name):
+                    raise ConfigError(f"--pretrained takes no --{name}; leave one of the two out")
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the model is."""
+        return PRETRAINED / self.pretrained if self.pretrained else self.workdir
+
+    @property
+    def results(self) -> Path:
+        """Where results go unless an option says otherwise."""
+        return Path() if self.pretrained else self.workdir
 
 
 @dataclasses.dataclass(frozen=True)

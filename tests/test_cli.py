@@ -19,9 +19,10 @@ from cvae_jax.errors import ConfigError, DataError, HostError, InterruptedRunErr
 ROOT = Path(__file__).parents[1]
 FIRST_OPTIONS = {
     "train": "--preset",
-    "sample": "--digit",
+    "sample": "--workdir",
     "evaluate": "--workdir",
     "page": "--workdir",
+    "export": "--workdir",
     "train-judge": "--out",
 }
 HOST_OPTIONS = ["--coordinator-address", "--num-processes", "--process-id"]

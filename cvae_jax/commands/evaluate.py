@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from cvae_jax import __version__
 from cvae_jax.commands.cli import many_imports
-from cvae_jax.config import LARGEST_SEED, DataOptions, require, require_count
+from cvae_jax.config import LARGEST_SEED, DataOptions, ModelOptions, require, require_count
 from cvae_jax.errors import DataError, UserError
 from cvae_jax.evaluation.measures import MEASURES
 
 if TYPE_CHECKING:
     from cvae_jax.data.dataset import Splits
 
-_JSON, _PICTURE = "evaluation.json", "evaluation.png"
+_PICTURE = "evaluation.png"
 _MOST_LATENTS = 10_000_000  # of one image
 _FEWEST_SAMPLES, _MOST_SAMPLES = 10, 1_000_000  # of a class; a standard error needs some
 _FEWEST_IMAGES = 4  # one and its three nearest neighbours
@@ -29,21 +29,18 @@ _OF_CHOSEN_IMAGES = ("elbo", "likelihood", "latent")  # the others are of the wh
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(ModelOptions):
     """Measure how good a trained model is, on the whole test set."""
 
-    workdir: Path = Path("runs/mnist")
-    """Folder of the trained model."""
     quick: bool = False
     """Take a quick look, a minute for the original: leave out the classification score, and measure
     the bound, the likelihood (at most 500 latents) and the latent on 1,000 test images, chosen
     once at random."""
     measures: tuple[str, ...] = tuple(MEASURES)
     """What to measure."""
-    step: int | None = None
-    """Checkpoint to evaluate, by its training step. Default: the newest."""
     out: Path | None = None
-    """Folder for evaluation.json and evaluation.png. Default: the workdir."""
+    """Folder for evaluation.json and evaluation.png. Default: the workdir, or with
+    --pretrained the current folder."""
     num_importance_samples: int | None = None
     """Latents drawn for each test image to estimate its log-likelihood. Default: 5000; for a large
     model 1000, and 5000 for 1,000 images, chosen once at random."""
@@ -54,6 +51,7 @@ class EvaluateOptions:
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = ", ".join(MEASURES)
         require(bool(self.measures), "measures", "", f"some of {names}")
         for name in self.measures:
@@ -62,8 +60,6 @@ class EvaluateOptions:
             most = _MOST_LATENTS
             require_count("num-importance-samples", self.num_importance_samples, most=most)
         require_count("num-samples", self.num_samples, _FEWEST_SAMPLES, _MOST_SAMPLES)
-        if self.step is not None:
-            require_count("step", self.step, least=0)
         require_count("seed", self.seed, least=0, most=LARGEST_SEED)
 
 
@@ -81,15 +77,15 @@ def run(options: EvaluateOptions) -> None:
         from cvae_jax.runtime.files import user_path, whole_file
         from cvae_jax.storage import workdir
 
-    folder = user_path("workdir", options.workdir)
-    if workdir.read_config(folder).train.model == "conv":
+    folder = user_path("workdir", options.results)
+    if workdir.read_config(user_path("workdir", options.model_folder)).train.model == "conv":
         devices.split_cpu(density.IMAGES_AT_A_TIME)
     if options.out:
         folder = user_path("out", options.out)
     if options.quick:
         options = _shorten(options)
     print(f"devices: {devices.describe(None)}", flush=True)
-    model = api.load(options.workdir, options.step)
+    model = api.load(options.model_folder, options.step)
     print(f"model: {model.checkpoint}", flush=True)
     config = model.run.train
     splits = load_again(model.run, options.data)
@@ -108,7 +104,8 @@ def run(options: EvaluateOptions) -> None:
     )
     with contextlib.ExitStack() as stack:
         try:
-            files = [stack.enter_context(whole_file(folder / name)) for name in (_JSON, _PICTURE)]
+            names = workdir.EVALUATION, _PICTURE
+            files = [stack.enter_context(whole_file(folder / name)) for name in names]
         except UserError as error:
             raise UserError(f"{error}; choose another folder with --out") from error
         # Accelerators round products of float32 matrices further unless all digits are asked
@@ -117,10 +114,11 @@ def run(options: EvaluateOptions) -> None:
             finding = report.measure(subject, options.measures)
             shown = page.collect(subject, finding, model.history)
         seconds = time.perf_counter() - started
-        title = f"{config.dataset}, {subject.trained_on}, step {model.checkpoint.name}"
+        which = model.checkpoint.name if model.step is None else f"step {model.step}"
+        title = f"{config.dataset}, {subject.trained_on}, {which}"
         settings = {
             "version": __version__,
-            "step": int(model.checkpoint.name),
+            "step": model.step,
             "seed": options.seed,
             "quick": options.quick,
             "num_importance_samples": options.num_importance_samples,
@@ -146,7 +144,7 @@ def run(options: EvaluateOptions) -> None:
                 f"Measured on {number:,} random test images, the likelihood with K = "
                 f"{options.num_importance_samples}: {of_some}."
             )
-    print(f"wrote {folder / _JSON} and {folder / _PICTURE}, after {seconds:.0f} s")
+    print(f"wrote {folder / workdir.EVALUATION} and {folder / _PICTURE}, after {seconds:.0f} s")
 
 
 def _shorten(options: EvaluateOptions) -> EvaluateOptions:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvae_jax.commands.cli import many_imports
-from cvae_jax.config import DataOptions, require, require_count
+from cvae_jax.config import DataOptions, ModelOptions, require
 from cvae_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,20 +19,15 @@ _FEWEST_IMAGES, _MOST_IMAGES, _MOST_PIXELS = 100, 1000, 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
-class PageOptions:
+class PageOptions(ModelOptions):
     """Write a web page to play with a trained model: one file, no server, no network."""
 
-    workdir: Path = Path("runs/mnist")
-    """Folder of the trained model."""
-    step: int | None = None
-    """Checkpoint to load, by its training step. Default: the newest."""
     out: Path | None = None
     """Page to write (HTML). Default: play.html in the workdir."""
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
-        if self.step is not None:
-            require_count("step", self.step, least=0)
+        super().__post_init__()
         if self.out is not None:
             ends = self.out.suffix.lower() in (".html", ".htm")
             require(ends, "out", self.out, "a name that ends in .html")
@@ -50,8 +45,8 @@ def run(options: PageOptions) -> None:
 
     out = options.out and user_path("out", options.out)
     devices.describe()  # reports in one line where JAX can't start
-    model = api.load(options.workdir, options.step)
-    out = out or user_path("workdir", options.workdir) / "play.html"
+    model = api.load(options.model_folder, options.step)
+    out = out or user_path("workdir", options.results) / "play.html"
     print(f"model: {model.checkpoint}", flush=True)
     with whole_file(out) as file:
         image, label = _examples(model, options.data)

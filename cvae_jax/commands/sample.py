@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvae_jax.commands.cli import many_imports
-from cvae_jax.config import LARGEST_SEED, DataOptions, RunConfig, require, require_count
+from cvae_jax.config import (
+    LARGEST_SEED,
+    DataOptions,
+    ModelOptions,
+    RunConfig,
+    require,
+    require_count,
+)
 from cvae_jax.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -74,7 +81,7 @@ class WayOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(ModelOptions):
     """Draw images from a trained model."""
 
     digit: int | None = None
@@ -91,10 +98,6 @@ class SampleOptions:
     """With --interpolate: between test images, which are shown beside their reconstructions."""
     gif: bool = False
     """Draw a moving picture (GIF): --same-style, --interpolate or --traverse in time."""
-    workdir: Path = Path("runs/mnist")
-    """Folder of the trained model."""
-    step: int | None = None
-    """Checkpoint to load, by its training step. Default: the newest."""
     out: Path | None = None
     """Picture to write (PNG or GIF). Default: digit_<digit>.png, digits.png or <way>.png in the
     workdir; none where --npz is given."""
@@ -106,10 +109,9 @@ class SampleOptions:
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num is not None:
             require_count("num", self.num, most=_MOST_IMAGES)
-        if self.step is not None:
-            require_count("step", self.step, least=0)
         require_count("seed", self.seed, least=0, most=LARGEST_SEED)
         is_known = 0 <= self.temperature <= _HIGHEST_TEMPERATURE  # false for NaN
         bounds = f"a number from 0 to {_HIGHEST_TEMPERATURE}"
@@ -150,10 +152,10 @@ def run(options: SampleOptions) -> None:
     out = options.out and user_path("out", options.out)
     npz = options.npz and user_path("npz", options.npz)
     devices.describe()  # reports in one line where JAX can't start
-    model = api.load(options.workdir, options.step)
+    model = api.load(options.model_folder, options.step)
     if out is None and (npz is None or options.show):
         name = way if way != "samples" else "digits" if digit is None else f"digit_{digit}"
-        out = user_path("workdir", options.workdir) / f"{name}{options.ending}"
+        out = user_path("workdir", options.results) / f"{name}{options.ending}"
     label = choose_labels(digit, options.num, model.run, is_picture=bool(out))
     print(f"model: {model.checkpoint}", flush=True)
     if way == "samples":

@@ -133,7 +133,7 @@ def _map(options: SampleOptions, model: TrainedModel) -> Picture:
 
 
 def _film(options: SampleOptions, model: TrainedModel) -> Picture:
-    folder = user_path("workdir", options.workdir) / workdir.SAMPLES
+    folder = user_path("workdir", options.model_folder) / workdir.SAMPLES
     epochs = {
         int(found[1]): path
         for path in folder.glob("epoch_*.png")

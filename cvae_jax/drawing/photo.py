@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
 
 from cvae_jax.errors import UserError
 from cvae_jax.runtime.files import reason
@@ -128,7 +129,7 @@ def _find(photo: np.ndarray) -> _Found | None:
     scale = _LOOKED_AT / max(photo.shape)
     height, width = (max(1, round(scale * side)) for side in photo.shape)
     level = _resize(photo, height, width)
-    difference = _blur(level - _background(level))
+    difference = ndimage.uniform_filter(level - _background(level), 3)
     # The ink covers less than the background, whose noise is as often darker as lighter.
     ink = difference * np.sign((difference**3).sum())
     noise = 1.4826 * float(np.median(-ink[ink < 0])) if (ink < 0).any() else 0.0
@@ -137,7 +138,7 @@ def _find(photo: np.ndarray) -> _Found | None:
     at_border = np.zeros(ink.shape, bool)
     for part in parts:
         at_border[part] = _is_at_border(part, ink.shape)
-    inside = _stand_out(ink * (_grow(at_border, 2) == 0), noise)
+    inside = _stand_out(ink * ~ndimage.maximum_filter(at_border, 5), noise)
     inside = [part for part in inside if not _is_at_border(part, ink.shape)]
     is_free = any(max(map(np.ptp, part)) >= _SHORTEST * _LOOKED_AT for part in inside)
     parts = inside if is_free else parts
@@ -149,7 +150,7 @@ def _find(photo: np.ndarray) -> _Found | None:
         chosen[part] = one >= _LEAST_PART * max(mass)
     usual = float(np.median(ink[chosen]))
     # The soft edge of a stroke is lighter than the threshold, and lies around the part.
-    ink = np.clip((ink - 0.2 * usual) / (0.7 * usual), 0, 1) * _grow(chosen, 2)
+    ink = np.clip((ink - 0.2 * usual) / (0.7 * usual), 0, 1) * ndimage.maximum_filter(chosen, 5)
     rows, columns = (np.flatnonzero((ink > 0.1).any(axis=axis)) for axis in (1, 0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     return _Found(
@@ -183,28 +184,8 @@ def _stand_out(ink: np.ndarray, noise: float) -> list[tuple[np.ndarray, np.ndarr
 
 def _connected(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the rows and columns of the pixels of each connected part, corners included."""
-    # Runs of pixels in a row are joined with those that they touch in the row above.
-    change = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    rows, starts = np.nonzero(change == 1)
-    ends = np.nonzero(change == -1)[1]
-    above = np.searchsorted(rows, rows - 1), np.searchsorted(rows, rows)
-    part = list(range(len(rows)))
-    for i, (first, last) in enumerate(zip(*above, strict=True)):
-        for j in range(first, last):
-            if starts[j] <= ends[i] and starts[i] <= ends[j]:
-                one, other = sorted((_root(part, i), _root(part, j)))
-                part[other] = one
-    label = np.repeat([_root(part, i) for i in range(len(part))], ends - starts)
-    order = np.argsort(label, kind="stable")
-    cuts = np.flatnonzero(np.diff(label[order])) + 1
-    pixels = (np.split(place[order], cuts) for place in np.nonzero(mask))
-    return [pair for pair in zip(*pixels, strict=True) if len(pair[0])]
-
-
-def _root(part: list[int], i: int) -> int:
-    while part[i] != i:
-        part[i] = i = part[part[i]]
-    return i
+    label, _ = ndimage.label(mask, np.ones((3, 3)))
+    return [*ndimage.value_indices(label, ignore_value=0).values()]
 
 
 def _is_at_border(part: tuple[np.ndarray, np.ndarray], shape: tuple[int, ...]) -> bool:
@@ -218,7 +199,7 @@ def _thicken(ink: np.ndarray) -> np.ndarray:
     border = (mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum()
     width = 2 * mask.sum() / max(1, border)  # of a stroke; its border has two sides
     radius = round((_LEAST_STROKE * max(ink.shape) - width) / 2)
-    return ink if radius < 1 else _grow(np.pad(ink, radius), radius)
+    return ink if radius < 1 else ndimage.maximum_filter(np.pad(ink, radius), 2 * radius + 1)
 
 
 def _fit(ink: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -229,11 +210,12 @@ def _fit(ink: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
     small = np.clip(_resize(ink, rows, columns), 0, 1)
     small /= small.max()
     image = np.zeros(sides, np.float32)
-    centres = (np.average(place, weights=small) for place in np.indices(small.shape))
     # MNIST's centres of mass are at 14 of 28 pixels that are counted from 0.
     top, left = (
         min(max(0, round(side / 2 - centre)), side - size)
-        for side, centre, size in zip(sides, centres, small.shape, strict=True)
+        for side, centre, size in zip(
+            sides, ndimage.center_of_mass(small), small.shape, strict=True
+        )
     )
     image[top : top + rows, left : left + columns] = small
     return image[..., np.newaxis]
@@ -242,18 +224,3 @@ def _fit(ink: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
 def _resize(level: np.ndarray, height: int, width: int) -> np.ndarray:
     picture = Image.fromarray(np.asarray(level, np.float32))
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _blur(level: np.ndarray) -> np.ndarray:
-    """Return the mean over a pixel and its eight neighbours, (h, w)."""
-    height, width = level.shape
-    padded = np.pad(level, 1, mode="edge")
-    shifted = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    return np.mean(shifted, axis=0)
-
-
-def _grow(level: np.ndarray, radius: int) -> np.ndarray:
-    """Return the maximum over a square around each pixel, (h, w) float32, of levels in [0, 1]."""
-    picture = Image.fromarray(np.rint(np.float32(255) * level).astype(np.uint8))
-    grown = picture.filter(ImageFilter.MaxFilter(2 * radius + 1))
-    return np.asarray(grown, np.float32) / 255

@@ -20,9 +20,8 @@ from cvae_jax.models.family import Params
 from cvae_jax.runtime.files import reason, whole_file
 from cvae_jax.storage import records
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
-_CONFIG = "config.json"
 # Layers of the original in PyTorch, and ours. fc2 and fc3 are one layer of ours, side by side.
 _LAYERS = {"fc1": "encoder_hidden", "fc4": "decoder_hidden", "fc5": "decoder_logits"}
 _MOMENTS = ("fc2", "fc3"), "encoder_moments"
@@ -45,7 +44,7 @@ def write(folder: Path, run: RunConfig, params: Params, dtype: str = "float32") 
     }
     with whole_file(folder / WEIGHTS) as file:
         file.write(safetensors.numpy.save(arrays, metadata={"format": "np"}))
-    with whole_file(folder / _CONFIG) as file:
+    with whole_file(folder / CONFIG) as file:
         file.write(records.encode(run))
 
 
@@ -55,7 +54,7 @@ def read(folder: Path) -> tuple[RunConfig, Params]:
     Raises:
         CheckpointError: a file is missing or damaged, or they don't belong together.
     """
-    path = folder / _CONFIG
+    path = folder / CONFIG
     try:
         run, _ = records.decode(path.read_bytes())
         path = folder / WEIGHTS

@@ -19,6 +19,7 @@ from cvae_jax.storage.history import METRICS
 CHECKPOINTS = "checkpoints"
 SAMPLES = "samples"
 LOSS = "loss.png"
+EVALUATION = "evaluation.json"
 
 _CONFIG = "config.json"
 _LOCK, _HOLDER = ".lock", ".lock_holder"
@@ -113,7 +114,8 @@ def read_config(workdir: Path) -> RunConfig:
                 problem = f"{path} is missing; the command that trained there restores it"
                 raise CheckpointError(problem) from error
             raise ConfigError(
-                f"no trained model in {workdir}; make one with: {train_command(workdir)}"
+                f"no trained model in {workdir}; make one with: {train_command(workdir)}, "
+                "or use one of this package with --pretrained best"
             ) from error
         raise CheckpointError(
             f"{path} can't be read: {reason(error)}; delete it, and the command that trained "
