@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cvae_jax.config import (
+    HIGHEST_TEMPERATURE,
     LARGEST_COUNT,
     LARGEST_SEED,
     PRESETS,
     PRETRAINED,
+    TEMPERATURES,
     DataOptions,
     DeviceOptions,
     Pretrained,
@@ -96,7 +98,9 @@ def load(folder: str | Path, step: int | None = None) -> "TrainedModel":
     if folder in get_args(Pretrained) and not Path(folder).exists():
         folder = PRETRAINED / folder
     folder = user_path("workdir", Path(folder))
-    if step is None and (folder / weights.WEIGHTS).exists():
+    if (folder / weights.WEIGHTS).exists() and not (folder / workdir.CHECKPOINTS).exists():
+        if step is not None:
+            raise ConfigError(f"--step {step} is not in {folder}, which has weights alone")
         run, params = weights.read(folder)
         return TrainedModel(folder / weights.WEIGHTS, run, build_model(run.model), params, ())
     run = workdir.read_config(folder)
@@ -175,6 +179,8 @@ class TrainedModel:
         """
         _require_count("num", num, 1)
         _require_count("seed", seed, 0, LARGEST_SEED)
+        if not 0 <= temperature <= HIGHEST_TEMPERATURE:
+            raise ValueError(f"temperature is {temperature}; it must be {TEMPERATURES}")
         shape = np.shape(label) or (num,)
         labels = self._labels(label, shape)
         return draw_images(self.params, labels, seed, model=self.model, temperature=temperature)

@@ -26,6 +26,8 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_COUNT = 2**31 - 1
+HIGHEST_TEMPERATURE = 100
+TEMPERATURES = f"a number from 0 to {HIGHEST_TEMPERATURE}"
 LARGEST_DIM = 65_536  # of any axis of the model's arrays
 SMALLEST_RATE, LARGEST_RATE = 1e-30, 1e30  # within the range of float32
 SMALLEST_MEMORY, LARGEST_MEMORY = 1e-9, 1e9  # GB
@@ -182,7 +184,7 @@ class ModelOptions:
     workdir: Path = Path("runs/mnist")
     """Folder of the trained model: a run's, or one with model.safetensors and config.json."""
     pretrained: Pretrained | None = None
-    """Use a trained model of MNIST in this package, and write into the current folder.
+    """Use a trained model of MNIST in this package; results go into the current folder.
     original: the tutorial's, 100 epochs. best: the preset best."""
     step: int | None = None
     """Checkpoint to load, by its training step. Default: the newest."""

@@ -202,14 +202,18 @@ def test_what_was_not_measured_has_no_panel() -> None:
 def test_each_reconstruction_stands_under_its_image() -> None:
     figure = draw_page(findings(10), "a title")
     canvas = np.asarray(figure.axes[0].images[0].get_array())
-    assert canvas.shape == (4 * (8 + 2), 10 * (6 + 2))
+    gap = 1
+    assert canvas.shape == (4 * (8 + gap) - gap, 10 * (6 + gap) - gap)
     for i in range(12):
         row, column = divmod(i, 10)
-        top, left = 2 * row * 10, column * 8
+        top, left = 2 * row * (8 + gap), column * (6 + gap)
+        below = top + 8 + gap
         level = 0.5 * i / 11
         np.testing.assert_allclose(canvas[top : top + 8, left : left + 6], level)
-        np.testing.assert_allclose(canvas[top + 10 : top + 18, left : left + 6], level + 0.5)
-    np.testing.assert_allclose(canvas[20:, 2 * 8 :], 1)  # white where there is none
+        np.testing.assert_allclose(canvas[below : below + 8, left : left + 6], level + 0.5)
+    np.testing.assert_allclose(
+        canvas[2 * (8 + gap) :, 2 * (6 + gap) :], 1
+    )  # white where there is none
 
 
 def test_the_confusion_matrix_is_in_per_cent_of_what_was_asked_for() -> None:

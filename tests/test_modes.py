@@ -339,7 +339,7 @@ def test_images_are_chosen_by_class_and_seed_without_repeats_where_possible() ->
     np.testing.assert_array_equal(modes.choose(ENCODED, [2, 0] * 100, 1).image, chosen.image)
     assert (modes.choose(ENCODED, [2, 0] * 100, 2).image != chosen.image).any()
     assert len(modes.choose(ENCODED, [1] * 150, 1).label) == 150  # of 133
-    with pytest.raises(ConfigError, match="no image of class 3; choose of 0, 1, 2"):
+    with pytest.raises(ConfigError, match="no image of class 3; choose one of 0, 1, 2"):
         modes.choose(ENCODED, [1, 3], 0)
 
 
@@ -360,4 +360,4 @@ def test_a_moving_picture_is_a_gif_that_repeats_and_holds_its_frames() -> None:
             gif.seek(i)
             assert gif.info["duration"] == 200
             found.append(np.asarray(gif.convert("L"))[gif.height * 3 // 4, gif.width // 3])
-    np.testing.assert_allclose(np.array(found) / 255, levels, atol=0.02)
+    np.testing.assert_allclose(np.array(found) / 255, levels, atol=0.05)  # of sixteen levels

@@ -10,7 +10,7 @@ import pytest
 
 import cvae_jax
 from cvae_jax.commands.page import PageOptions, run
-from cvae_jax.config import ModelConfig
+from cvae_jax.config import DataOptions, ModelConfig
 from cvae_jax.data.dataset import Splits
 from cvae_jax.drawing.play_page import measure
 from cvae_jax.errors import ConfigError, UserError
@@ -47,7 +47,7 @@ def test_samples_stand_in_for_test_images_that_are_not_there(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(workdir=trained, out=tmp_path / "new" / "a.html")
-    assert (tmp_path / "new" / "a.html").exists()
+    assert '"usual_bound":null' in (tmp_path / "new" / "a.html").read_text("utf-8")
     output = capsys.readouterr().out
     assert "the model's own samples stand in for test images" in output
 
@@ -63,10 +63,28 @@ def test_the_test_images_of_the_data_set_are_encoded(
     assert "stand in" not in capsys.readouterr().out
 
 
+def test_they_do_not_stand_in_for_a_data_set_whose_place_was_given(
+    trained: Path, tmp_path: Path
+) -> None:
+    data = DataOptions(source="idx", data_dir=tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path}"):
+        write(workdir=trained, out=tmp_path / "a.html", data=data)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "most"), [("original", 3e6), ("best", 5e6)])
+def test_a_page_of_a_pretrained_model_is_small(
+    name: Any, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(pretrained=name)
+    assert 2e6 < (tmp_path / "play.html").stat().st_size < most
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"workdir": Path("nowhere")}, "no trained model in nowhere; make one with: cvae-jax"),
+        ({"workdir": Path("nowhere")}, "no trained model in nowhere; use --pretrained best, "),
         ({"out": Path("a.png")}, "--out a.png can't be used; choose a name that ends in .html"),
         ({"step": -1}, "--step -1 can't be used"),
         ({"step": 7}, r"--step 7 is not in .*; choose one of \[8\]"),

@@ -524,24 +524,3 @@ def test_a_page_within_a_page_works_without_workers_and_address(
     inner.wait_for_timeout(400)  # the address is written
     inner.evaluate("play.redraw()")
     assert inner.evaluate("document.getElementById('text').toDataURL()") == expected
-
-
-def test_ten_digits_of_the_original_are_redrawn_within_a_frame(
-    tmp_path: Path, visit: Callable[..., "Page"]
-) -> None:
-    config = ModelConfig(MNIST, 10)
-    model, params = random_model(config)
-    page = visit(write(tmp_path / "play.html", model, params, some_facts(model)))
-    seconds = page.evaluate(
-        """async () => {
-          let best = Infinity;
-          for (let i = 0; i < 60; i++) {
-            play.state.mix = i / 60;
-            const start = performance.now();
-            await play.redraw();
-            best = Math.min(best, performance.now() - start);
-          }
-          return best;
-        }"""
-    )
-    assert seconds < 16

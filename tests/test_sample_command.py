@@ -94,7 +94,7 @@ def test_both_kinds_of_files_are_written_where_both_are_named(home: Path) -> Non
         ({"seed": -1}, "--seed -1 can't be used"),
         ({"out": Path("a.jpg")}, "--out a.jpg can't be used; choose a name that ends in .png"),
         ({"npz": Path("a")}, "--npz a can't be used; choose a name that ends in .npz"),
-        ({"workdir": Path("nowhere")}, "no trained model in nowhere; make one with: cvae-jax"),
+        ({"workdir": Path("nowhere")}, "no trained model in nowhere; use --pretrained best, "),
         ({"workdir": Path("~nobody-here/run")}, "--workdir ~nobody-here/run can't be used"),
     ],
     ids=str,

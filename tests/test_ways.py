@@ -157,7 +157,7 @@ def test_temperature_and_binary_change_plain_samples(trained: Path, tmp_path: Pa
         ),
         (
             {"interpolate": (6, 5), "from_test": True},
-            "the test set has no image of class 5; choose of 6, 8",
+            "the test set has no image of class 5; choose one of 6, 8",
         ),
         ({"restyle": Path("a.png")}, "--restyle needs --digit, the class of your picture"),
         ({"restyle": Path("a.png"), "digit": 9}, "--digit 9 does not exist in tiny; choose 0 to 8"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -27,7 +28,9 @@ Settings = dict[str, Any]
 def make(run: RunConfig) -> Any:
     params = build_model(run.model).init(jax.random.key(0))
     noise = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: leaf + noise.normal(0, 0.1, leaf.shape, np.float32), params)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.1 * noise.standard_normal(leaf.shape, np.float32), params
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,8 @@ def test_the_original_has_the_layers_of_its_pytorch_module(
     latent = dense("fc2", hidden) + np.exp(dense("fc3", hidden) / 2)
     logits = dense("fc5", np.maximum(dense("fc4", with_label(latent)), 0))
     model = build_model(run.model)
-    found = model.autoencode(params, image.reshape(3, 28, 28, 1), label, np.ones((3, 50)))
+    arrays = image.reshape(3, 28, 28, 1), label, np.ones((3, 50), np.float32)
+    found = model.autoencode(params, *map(jnp.asarray, arrays))
     np.testing.assert_allclose(found.latent, latent, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.logits.reshape(3, -1), logits, rtol=1e-3, atol=1e-3)
 
@@ -138,19 +142,35 @@ def test_an_exported_model_draws_as_the_run_did(trained: Path, tmp_path: Path) -
 
 
 def test_an_evaluation_goes_with_the_weights_that_it_is_of(trained: Path, tmp_path: Path) -> None:
-    for step, is_there in ((8, True), (7, False)):
-        (trained / "evaluation.json").write_text(json.dumps({"step": step}))
-        out = tmp_path / str(step)
-        export.run(export.ExportOptions(workdir=trained, directory=out))
-        assert (out / "evaluation.json").exists() == is_there
+    for text, is_there in (('{"step": 8}', True), ('{"step": 7}', False), ("[", False)):
+        (trained / "evaluation.json").write_text(text)
+        export.run(export.ExportOptions(workdir=trained, directory=tmp_path))
+        assert (tmp_path / "evaluation.json").exists() == is_there
     (trained / "evaluation.json").unlink()
+
+
+def test_an_export_into_the_folder_of_a_run_is_refused(trained: Path) -> None:
+    before = (trained / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match=f"^DIR {trained} holds a run"):
+        export.run(export.ExportOptions(pretrained="original", directory=trained))
+    assert (trained / "config.json").read_bytes() == before
+    assert cvae_jax.load(trained).step == 8
+
+
+def test_weights_have_no_steps_and_no_film(trained: Path, tmp_path: Path) -> None:
+    export.run(export.ExportOptions(workdir=trained, directory=tmp_path))
+    with pytest.raises(ConfigError, match=f"^--step 8 is not in {tmp_path}, which has weights"):
+        cvae_jax.load(tmp_path, 8)
+    way = sample.WayOptions(film=True)
+    with pytest.raises(ConfigError, match=r"^--film needs the workdir of a run"):
+        sample.run(sample.SampleOptions(workdir=tmp_path, way=way))
 
 
 def test_pretrained_models_need_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"cvae-jax train --workdir .* --pretrained best"):
+    with pytest.raises(ConfigError, match=r"--pretrained best, .* cvae-jax train --workdir"):
         sample.run(sample.SampleOptions())
     sample.run(sample.SampleOptions(digit=6, pretrained="best"))
     assert [path.name for path in tmp_path.iterdir()] == ["digit_6.png"]

@@ -23,7 +23,8 @@ class PageOptions(ModelOptions):
     """Write a web page to play with a trained model: one file, no server, no network."""
 
     out: Path | None = None
-    """Page to write (HTML). Default: play.html in the workdir."""
+    """Page to write (HTML). Default: play.html in the workdir, or with --pretrained in the current
+    folder."""
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
@@ -34,7 +35,7 @@ class PageOptions(ModelOptions):
 
 
 def run(options: PageOptions) -> None:
-    """Write a page with the weights of a checkpoint, and what 1,000 test images tell of them."""
+    """Write a page with a model's weights, and what some test images tell of them."""
     with many_imports():
         import jax
 
@@ -49,9 +50,11 @@ def run(options: PageOptions) -> None:
     out = out or user_path("workdir", options.results) / "play.html"
     print(f"model: {model.checkpoint}", flush=True)
     with whole_file(out) as file:
-        image, label = _examples(model, options.data)
+        image, label, are_tests = _examples(model, options.data)
         print(f"encoding {len(label):,} images to find the directions that matter", flush=True)
         facts = play_page.measure(model.model, model.params, image, label)
+        if not are_tests:
+            facts = facts._replace(usual_bound=None)
         number = sum(leaf.size for leaf in jax.tree.leaves(model.params))
         train = model.run.train
         about = f"{train.dataset}, model {train.model}, {number:,} parameters"
@@ -60,8 +63,11 @@ def run(options: PageOptions) -> None:
     print(f"wrote {out}, {len(page) / 1e6:.1f} MB; open it in a browser")
 
 
-def _examples(model: "TrainedModel", data: DataOptions) -> tuple["np.ndarray", "np.ndarray"]:
-    """Return test images (N, H, W, C) in [0, 1] and labels (N,); samples where there are none."""
+def _examples(model: "TrainedModel", data: DataOptions) -> tuple["np.ndarray", "np.ndarray", bool]:
+    """Return images (N, H, W, C) in [0, 1], labels (N,), and whether they are the test set's.
+
+    Where there is no test set, unless its place was given, they are samples.
+    """
     import numpy as np
 
     from cvae_jax.data.sources import load_dataset
@@ -75,8 +81,10 @@ def _examples(model: "TrainedModel", data: DataOptions) -> tuple["np.ndarray", "
             raise UserError(f"it was trained on other data than this {name}")
         chosen = np.linspace(0, len(splits.test.label), number, endpoint=False).astype(int)
         image, label = (np.asarray(array)[chosen] for array in splits.test)
-        return image / np.float32(255), label
+        return image / np.float32(255), label, True
     except UserError as error:
+        if data != DataOptions():
+            raise
         print(f"the model's own samples stand in for test images: {error}", flush=True)
         label = np.arange(number, dtype=np.int32) % model.run.num_classes
-        return draw_images(model.params, label, 0, model=model.model), label
+        return draw_images(model.params, label, 0, model=model.model), label, False

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from cvae_jax.commands.cli import many_imports
 from cvae_jax.config import (
+    HIGHEST_TEMPERATURE,
     LARGEST_SEED,
+    TEMPERATURES,
     DataOptions,
     ModelOptions,
     RunConfig,
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 _MOST_IMAGES = 10_000_000
 _MOST_IN_PICTURE = 1000
-_HIGHEST_TEMPERATURE = 100
 
 # Options that only some ways to draw know; all know the others. "samples" is none of the ways.
 _MOVING = {"same_style", "interpolate", "traverse"}
@@ -47,7 +48,7 @@ class WayOptions:
     same_style: bool = False
     """Draw every class in the same handwriting, in --num handwritings (6), a row for each."""
     interpolate: tuple[int, int] | None = None
-    """Draw the way from a class to another, such as 3 8, between --num pairs of samples (5; in
+    """Draw the way from one class to another, such as 3 8, between --num pairs of samples (5; in
     motion 10)."""
     traverse: bool = False
     """Follow the --num directions (8) of the latent that matter most, by up to three standard
@@ -61,8 +62,8 @@ class WayOptions:
     """Draw the encoded test set in two dimensions, and over it images decoded from there: of
     --digit, or of the class of the nearest test image."""
     film: bool = False
-    """Show how the samples of a run sharpen from epoch to epoch (GIF). The run has a frame for each
-    of its sample grids; train with --sample-every 1 for one an epoch."""
+    """Show how the samples of a run sharpen from epoch to epoch (GIF), in up to 40 of its sample
+    grids; train with --sample-every 1 for one in each epoch."""
 
     def __post_init__(self) -> None:
         if len(self._given) > 1:
@@ -95,12 +96,13 @@ class SampleOptions(ModelOptions):
     binary: bool = False
     """Draw black and white pixels, with the model's means as the probabilities of white."""
     from_test: bool = False
-    """With --interpolate: between test images, which are shown beside their reconstructions."""
+    """With --interpolate: between test images; a picture at rest shows them beside their
+    reconstructions."""
     gif: bool = False
     """Draw a moving picture (GIF): --same-style, --interpolate or --traverse in time."""
     out: Path | None = None
     """Picture to write (PNG or GIF). Default: digit_<digit>.png, digits.png or <way>.png in the
-    workdir; none where --npz is given."""
+    workdir, or with --pretrained in the current folder; none where --npz is given."""
     npz: Path | None = None
     """Arrays to write (NPZ): image, float32 (N, H, W, C) in [0, 1], and label, int32."""
     show: bool = False
@@ -113,9 +115,8 @@ class SampleOptions(ModelOptions):
         if self.num is not None:
             require_count("num", self.num, most=_MOST_IMAGES)
         require_count("seed", self.seed, least=0, most=LARGEST_SEED)
-        is_known = 0 <= self.temperature <= _HIGHEST_TEMPERATURE  # false for NaN
-        bounds = f"a number from 0 to {_HIGHEST_TEMPERATURE}"
-        require(is_known, "temperature", self.temperature, bounds)
+        is_known = 0 <= self.temperature <= HIGHEST_TEMPERATURE  # false for NaN
+        require(is_known, "temperature", self.temperature, TEMPERATURES)
         for name, path in (("out", self.out), ("npz", self.npz)):
             ending = self.ending if name == "out" else ".npz"
             if path is not None:
@@ -156,9 +157,11 @@ def run(options: SampleOptions) -> None:
     if out is None and (npz is None or options.show):
         name = way if way != "samples" else "digits" if digit is None else f"digit_{digit}"
         out = user_path("workdir", options.results) / f"{name}{options.ending}"
-    label = choose_labels(digit, options.num, model.run, is_picture=bool(out))
     print(f"model: {model.checkpoint}", flush=True)
+    if digit is not None:
+        require_class("digit", digit, model.run)
     if way == "samples":
+        label = choose_labels(digit, options.num, model.run, is_picture=bool(out))
         of = "every class" if digit is None else f"class {digit}"
         picture: Picture = modes.samples(
             model.params,
@@ -190,10 +193,8 @@ def choose_labels(
     """Return the classes to draw: `num` times one of them, or each in turn.
 
     Raises:
-        ConfigError: the data set has no such class, or there are too many for a picture.
+        ConfigError: there are too many for a picture.
     """
-    if digit is not None:
-        require_class("digit", digit, run)
     num = num or (run.num_classes if digit is None else 10)
     if is_picture and num > _MOST_IN_PICTURE:
         raise ConfigError(

@@ -122,8 +122,12 @@ def _restyle(options: SampleOptions, model: TrainedModel) -> Picture:
         raise ConfigError(
             f"--restyle needs a model of grey images; {model.run.train.dataset} is not"
         )
-    given = photo.read(user_path("restyle", options.way.restyle))
-    image = photo.prepare(given, model.run.image_shape)
+    path = user_path("restyle", options.way.restyle)
+    given = photo.read(path)
+    try:
+        image = photo.prepare(given, model.run.image_shape)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return modes.restyle(model.params, image, options.digit, given, model=model.model)
 
 
@@ -133,6 +137,8 @@ def _map(options: SampleOptions, model: TrainedModel) -> Picture:
 
 
 def _film(options: SampleOptions, model: TrainedModel) -> Picture:
+    if not model.history:
+        raise ConfigError(f"--film needs the workdir of a run, and {model.checkpoint} is none")
     folder = user_path("workdir", options.model_folder) / workdir.SAMPLES
     epochs = {
         int(found[1]): path

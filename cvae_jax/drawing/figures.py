@@ -190,6 +190,22 @@ def lay_out(
     return canvas.squeeze(-1) if channels == 1 else canvas, tops, lefts
 
 
+def in_pairs(upper: np.ndarray, lower: np.ndarray, num_columns: int) -> np.ndarray:
+    """Return images in rows with their counterparts under them, (2 * M, H, W, C), M >= N.
+
+    Args:
+        upper: (N, H, W, C) float in [0, 1].
+        lower: (N, H, W, C), of which each belongs under the same of `upper`.
+        num_columns: images in a row; the last row is filled up with white.
+    """
+    blank = np.ones((-len(upper) % num_columns, *upper.shape[1:]), np.float32)
+    rows = [
+        np.concatenate([images, blank]).reshape(-1, num_columns, *upper.shape[1:])
+        for images in (upper, lower)
+    ]
+    return np.stack(rows, axis=1).reshape(-1, *upper.shape[1:])
+
+
 def image_map(
     image: np.ndarray,
     label: np.ndarray,

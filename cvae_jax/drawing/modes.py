@@ -18,6 +18,7 @@ from PIL import Image
 
 from cvae_jax.data.batches import images_at_a_time, map_rows, put_on_device, take_batch
 from cvae_jax.data.dataset import ArrayLike, Dataset
+from cvae_jax.drawing import figures
 from cvae_jax.drawing.paths import arc, principal_components
 from cvae_jax.drawing.pictures import Grid, Map, Picture, Table
 from cvae_jax.errors import ConfigError
@@ -220,19 +221,12 @@ def reconstruct(params: Params, dataset: Dataset, *, model: Model) -> Table:
     original = grey_levels(dataset.image)
     again = _means(_logits(params, latent, np.asarray(dataset.label), model=model))
     num_columns = min(_COLUMNS, len(original))
-    blank = np.ones((-len(original) % num_columns, *original.shape[1:]), np.float32)
-    bands = np.stack(
-        [
-            np.concatenate([image, blank]).reshape(-1, num_columns, *original.shape[1:])
-            for image in (original, again)
-        ],
-        axis=1,
-    )
+    pairs = figures.in_pairs(original, again, num_columns)
     return Table(
-        bands.reshape(-1, *original.shape[1:]),
+        pairs,
         "test images, and under each its reconstruction",
         num_columns=num_columns,
-        rows=["image", "again"] * len(bands),
+        rows=["image", "again"] * (len(pairs) // (2 * num_columns)),
         rows_in_band=2,
     )
 
@@ -326,8 +320,10 @@ def film(
         history: the rows of all epochs.
         num_classes: Y.
     """
-    num_columns = min(num_classes, _MOST_CLASSES)
-    num_shown = num_columns * min(_FILM_ROWS, image.shape[1] // num_columns)
+    num_columns, num_rows = min(num_classes, _MOST_CLASSES), _FILM_ROWS
+    if num_classes > _MOST_CLASSES:
+        num_rows = 1  # the next classes stand in the next row
+    num_shown = num_columns * min(num_rows, image.shape[1] // num_columns)
     notes = [f"epoch {i}: test loss {history[i - 1].test_loss:.2f} nats per image" for i in epoch]
     still = image[-1:].repeat(_FILM_END, axis=0)
     return Table(
@@ -375,7 +371,7 @@ def choose(dataset: Dataset, label: Sequence[int], seed: int) -> Dataset:
     missing = sorted(set(label) - set(of.tolist()))
     if missing:
         there = ", ".join(map(str, np.unique(of)))
-        raise ConfigError(f"the test set has no image of class {missing[0]}; choose of {there}")
+        raise ConfigError(f"the test set has no image of class {missing[0]}; choose one of {there}")
     index = [next(left[one]) for one in label]
     return Dataset(np.asarray(dataset.image)[index], of[index])
 

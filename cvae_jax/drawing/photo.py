@@ -57,9 +57,11 @@ def read(path: Path) -> np.ndarray:
         UserError: there is no such file, or it is no picture that Pillow can read.
     """
     with _reading(path), Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file)
-        picture.thumbnail((_LARGEST, _LARGEST))
-        return _to_grey(picture)
+        picture: Image.Image = file
+        if picture.mode in "1P":  # whose pixels can't be averaged
+            picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+        picture.thumbnail((_LARGEST, _LARGEST))  # a JPEG is decoded in small at once
+        return _to_grey(ImageOps.exif_transpose(picture))
 
 
 def read_colours(path: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from cvae_jax.drawing import figures
 
-_LEVELS = 32  # grey levels of a GIF: with fewer it is smaller, and fewer than that are seen
+_LEVELS = 16  # grey levels of a GIF: it is smaller than with more, and looks the same
 _COLOURS = 128  # of a GIF of coloured images
 
 

@@ -7,6 +7,7 @@ family is made of stands here.
 import base64
 import html
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from cvae_jax.models.objective import elbo_terms
 _SOURCES = Path(__file__).parent / "play"
 _DRAWS = 32  # latents of an image, from which the spread of q along a direction is estimated
 _CANDIDATES, _CLEAR = 400, 40  # images whose hands may open the page; the clearest of them
+_MOST_PIXELS = 10_000_000  # of all images that are decoded at a time
 _OPENING = 10  # classes in the text that opens the page
 _LEAST_KL = 0.1  # nats; a direction with less changes hardly a pixel
 _INK, _BLACK = 0.2, 0.75  # pixels below are paper, pixels above are black
@@ -32,7 +34,7 @@ class Facts(NamedTuple):
 
     direction: np.ndarray  # (V, Z) orthonormal, those that carry most first
     kl: np.ndarray  # (V,) nats per image along each of them
-    usual_bound: float  # nats; 99 of 100 images have a higher bound
+    usual_bound: float | None  # nats; 99 of 100 test images have a higher bound
     box: int  # pixels, the longer side of what an image shows
     width: float  # width of what the images show, as a share of theirs
     is_ink: bool  # whether they are strokes rather than shades of grey
@@ -62,7 +64,7 @@ def measure(model: Model, params: Params, image: np.ndarray, label: np.ndarray) 
     box, width = _extent(image)
     usual_bound = float(np.quantile(bound, 0.01))
     is_ink = bool(np.mean(image[image > _INK] > _BLACK) > 0.5)
-    hands = _clear_hands(model, params, image[:_CANDIDATES], label[:_CANDIDATES])
+    hands = _clear_hands(model, params, image, label)
     return Facts(direction[order], kl[order], usual_bound, box, width, is_ink, hands)
 
 
@@ -75,7 +77,8 @@ def play_page(model: Model, params: Params, facts: Facts, about: str) -> str:
         facts: what `measure` returned.
         about: a line that says which model this is.
     """
-    arrays = {"/".join(key.key for key in path): leaf for path, leaf in _leaves(params)}
+    leaves: Any = jax.tree.leaves_with_path(params)
+    arrays = {"/".join(key.key for key in path): leaf for path, leaf in leaves}
     arrays |= {"direction": facts.direction, "hands": facts.hands}
     halves = [np.asarray(array, "<f2") for array in arrays.values()]
     starts = np.cumsum([0, *(half.size for half in halves)]).tolist()
@@ -99,7 +102,7 @@ def play_page(model: Model, params: Params, facts: Facts, about: str) -> str:
             for name, start, half in zip(arrays, starts, halves, strict=False)
         },
         "kl": [round(float(nats), 3) for nats in facts.kl],
-        "usual_bound": round(facts.usual_bound, 2),
+        "usual_bound": None if facts.usual_bound is None else round(facts.usual_bound, 2),
         "box": facts.box,
         "width": round(facts.width, 3),
         "is_ink": facts.is_ink,
@@ -179,10 +182,6 @@ def _conv_layers(config: ModelConfig, prefix: str) -> tuple[Layers, Layers]:
 _LAYERS = {"mlp": _mlp_layers, "conv": _conv_layers}
 
 
-def _leaves(params: Params) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(params)
-
-
 def _bounds(
     model: Model, params: Params, image: np.ndarray, label: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -215,12 +214,15 @@ def _principal_directions(
 
 
 def _clear_hands(model: Model, params: Params, image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Return the latents (2, Z) of two images that differ, and in which ten classes are legible.
+    """Return the latents (2, Z) of two images that differ, in which up to ten classes are legible.
 
     Of hands with a usual amount of ink the clearest are taken, and of these the ones whose digits
     the model itself can least take for others, by its bounds.
     """
     classes = min(model.config.num_classes, _OPENING)
+    many = _MOST_PIXELS // (math.prod(model.config.image_shape) * classes)
+    num_candidates, num_clear = min(_CANDIDATES, max(8, many)), min(_CLEAR, max(2, many // classes))
+    image, label = image[:num_candidates], label[:num_candidates]
     every = np.arange(classes, dtype=np.int32)
     run: Any = jax.jit(model.autoencode)
     zeros = np.zeros((len(image), model.latent_dim), np.float32)
@@ -230,14 +232,14 @@ def _clear_hands(model: Model, params: Params, image: np.ndarray, label: np.ndar
     drawn = drawn.reshape(len(latent), classes, -1)
     usual = np.argsort(drawn.sum(axis=(1, 2)))[len(latent) // 4 : len(latent) // 2 + 1]
     unsure = (drawn * (1 - drawn)).sum(axis=(1, 2))
-    clear = usual[np.argsort(unsure[usual])][:_CLEAR]
+    clear = usual[np.argsort(unsure[usual])][:num_clear]
     # Each digit of each of these hands, read as every class.
     read = np.repeat(drawn[clear].reshape(len(clear) * classes, -1), classes, axis=0)
     bound = _bounds(model, params, read, np.tile(every, len(clear) * classes))[0]
     bound = bound.reshape(len(clear), classes, classes)
     margin = bound[:, every, every, np.newaxis] - bound  # 0 where a class is read as itself
     margin[:, every, every] = np.inf
-    legible = latent[clear[np.argsort(-margin.min(axis=(1, 2)))][: _CLEAR // 4 + 1]]
+    legible = latent[clear[np.argsort(-margin.min(axis=(1, 2)))][: num_clear // 4 + 1]]
     return np.stack([legible[0], legible[np.argmin(legible @ legible[0])]])
 
 

@@ -33,7 +33,6 @@ _IN_TABLE = (
     "recall of samples",
     "active units",
 )
-_GAP = 2  # pixels between two images
 
 
 class Page(NamedTuple):
@@ -84,7 +83,7 @@ def draw_page(page: Page, title: str) -> Figure:
     """Draw reconstructions, samples, the confusion matrix, the figures, the latent and the loss."""
     panels: list[Callable[[Axes, Page], None]] = [_draw_pairs, _draw_samples]
     panels += [_draw_confusion] * (page.confusion.size > 0) + [_draw_table]
-    panels += [_draw_latent] * (page.kl.size > 1) + [_draw_loss]
+    panels += [_draw_latent] * (page.kl.size > 1) + [_draw_loss] * bool(page.history)
     num_rows = (len(panels) + 1) // 2
     heights = [1.1, 1.0, 0.8][:num_rows]
     figure = Figure(figsize=(14, 6.2 * sum(heights)), dpi=110, layout="constrained")
@@ -98,29 +97,19 @@ def draw_page(page: Page, title: str) -> Figure:
 
 
 def _draw_pairs(axes: Axes, page: Page) -> None:
-    rows = []
-    for start in range(0, len(page.original), COLUMNS):
-        for images in (page.original, page.reconstruction):
-            row = images[start : start + COLUMNS]
-            white = np.ones((COLUMNS - len(row), *row.shape[1:]), row.dtype)
-            rows += [row, white]
-    draw_rows(axes, np.concatenate(rows))
+    pairs = figures.in_pairs(page.original, page.reconstruction, COLUMNS)
+    _draw_rows(axes, pairs)
     axes.set_title("test images, and under each its reconstruction")
 
 
 def _draw_samples(axes: Axes, page: Page) -> None:
-    draw_rows(axes, page.samples)
+    _draw_rows(axes, page.samples)
     axes.set_title("samples, a row for each class")
 
 
-def draw_rows(axes: Axes, images: np.ndarray) -> None:
-    """Draw images in rows of `COLUMNS`, of which their number is a multiple."""
-    number, _, width, channels = images.shape
-    gaps = ((0, 0), (0, _GAP), (0, _GAP), (0, 0))
-    tiles = np.pad(images, gaps, constant_values=1.0)
-    tiles = tiles.reshape(number // COLUMNS, COLUMNS, *tiles.shape[1:])
-    canvas = tiles.swapaxes(1, 2).reshape(-1, COLUMNS * (width + _GAP), channels)
-    axes.imshow(canvas.squeeze(-1) if channels == 1 else canvas, cmap="gray", vmin=0, vmax=1)
+def _draw_rows(axes: Axes, images: np.ndarray) -> None:
+    canvas, _, _ = figures.lay_out(images, num_columns=COLUMNS)
+    axes.imshow(canvas, cmap="gray", vmin=0, vmax=1)
     axes.axis("off")
 
 

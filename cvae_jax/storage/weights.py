@@ -60,8 +60,8 @@ def read(folder: Path) -> tuple[RunConfig, Params]:
         path = folder / WEIGHTS
         arrays = safetensors.numpy.load_file(path)
         return run, from_names(run, arrays)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{path} can't be read: {reason(error)}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be read: {reason(error)}; export it again") from error
 
 
 def to_names(run: RunConfig, params: Params) -> dict[str, np.ndarray]:
@@ -109,6 +109,9 @@ def _is_original(run: RunConfig) -> bool:
 def _from_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the original's arrays by our names, from those by PyTorch's."""
     rest = dict(arrays)
+    names = (f"{name}.{kind}" for name in (*_LAYERS, *_MOMENTS[0]) for kind in ("weight", "bias"))
+    if missing := [name for name in names if name not in rest]:
+        raise ValueError(f"{missing[0]} is missing")
     layers = {
         name: (rest.pop(f"{name}.weight").T, rest.pop(f"{name}.bias"))
         for name in (*_LAYERS, *_MOMENTS[0])

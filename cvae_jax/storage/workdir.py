@@ -114,8 +114,8 @@ def read_config(workdir: Path) -> RunConfig:
                 problem = f"{path} is missing; the command that trained there restores it"
                 raise CheckpointError(problem) from error
             raise ConfigError(
-                f"no trained model in {workdir}; make one with: {train_command(workdir)}, "
-                "or use one of this package with --pretrained best"
+                f"no trained model in {workdir}; use --pretrained best, the model of this package, "
+                f"or make one with: {train_command(workdir)}"
             ) from error
         raise CheckpointError(
             f"{path} can't be read: {reason(error)}; delete it, and the command that trained "

@@ -167,7 +167,7 @@ function makeModel(meta, buffer) {
       act = kind in labelled
         ? labelled[kind](act, labels, ...settings) : layers[kind](act, ...settings);
     }
-    return spread(act, labels);
+    return act;
   }
 
   // The learnt prior: couplings that scale and shift one half of the latent, given the other half.

@@ -34,7 +34,7 @@ function startWorkers() {
     return Array.from({ length: clamp(navigator.hardwareConcurrency || 2, 1, 4) }, () => {
       const worker = new Worker(url);
       worker.onmessage = ({ data: { id, result } }) => {
-        jobs.get(id).resolve(result);
+        jobs.get(id)?.resolve(result);
         jobs.delete(id);
       };
       worker.onerror = () => { // for example refused by the site that shows this page
@@ -51,6 +51,7 @@ function startWorkers() {
 }
 
 async function compute(task, args) {
+  await new Promise((resolve) => setTimeout(resolve)); // so that the page can answer meanwhile
   return model[task](...args);
 }
 
@@ -240,20 +241,21 @@ function readText(text) {
     else if (/^\s+$/.test(part)) items.push(null);
     else left++;
   }
-  return { items, left };
+  const labels = [...new Set(items)].filter((label) => label !== null);
+  return { items, labels, left };
 }
 
 let sheet = [];
 const redraw = latest(async () => {
-  const { items, left } = readText(state.text);
-  const labels = [...new Set(items)].filter((label) => label !== null);
+  const { items, labels, left } = readText(state.text);
   const images = (await decode(currentHand(), labels)).map(inked);
   sheet = items.map((label) => (label === null ? null : images[labels.indexOf(label)]));
   show(byId("text"), sheet, { height: clamp(0.2 * innerHeight, 110, 250), most: 160 });
-  byId("text").setAttribute("aria-label", `${labels.length ? state.text : "nothing"}, in one hand`);
+  const written = items.map((label) => label ?? " ").join(meta.num_classes > 10 ? " " : "");
+  byId("text").setAttribute("aria-label", `${labels.length ? written : "nothing"}, in one hand`);
   const known = `0 to ${meta.num_classes - 1}`, what = left > 1 ? "characters" : "character";
   byId("note").textContent = !labels.length
-    ? `Type some digits, ${known}.`
+    ? `Type some digits, ${known}${meta.num_classes > 10 ? ", with spaces between them" : ""}.`
     : left ? `${left} ${what} left out: this model writes ${known} only.` : "";
   byId("save").disabled = !labels.length;
   sample = labels[0] ?? sample;
@@ -275,7 +277,7 @@ function savePicture() {
 // ---------------------------------------------------------------- two hands, and what makes one
 
 const showHands = latest(async () => {
-  const labels = [...new Set(readText(state.text).items)].filter((label) => label !== null);
+  const { labels } = readText(state.text);
   const some = (labels.length ? labels : ALL).slice(0, 3);
   for (const [i, hand] of state.hands.entries()) {
     const images = (await decode(hand.latent, some)).map(inked);
@@ -288,9 +290,9 @@ const sliders = meta.kl.map((nats, i) => {
   row.className = "direction";
   const end = '<canvas class="ink" width="1" height="1"></canvas>';
   row.innerHTML =
-    `${end}<input type="range" min="-3" max="3" step="0.01">${end}<output></output>`;
-  const [low, input, high, output] = row.children;
-  output.textContent = `${nats.toFixed(1)} nats`;
+    `${end}<input type="range" min="-3" max="3" step="0.01">${end}<span class="nats"></span>`;
+  const [low, input, high, number] = row.children;
+  number.textContent = `${nats.toFixed(1)} nats`;
   input.setAttribute("aria-label", `Direction ${i + 1}, ${nats.toFixed(1)} nats`);
   input.addEventListener("input", () => {
     const offset = state.offsets[i] + Number(input.value) - dot(currentHand(), directions[i]);
@@ -330,7 +332,7 @@ function moveSliders() {
 // ---------------------------------------------------------------- your hand
 
 const pad = byId("pad"), pen = pad.getContext("2d", { willReadFrequently: true });
-let last = null, reading = null, mine = null;
+let last = null, pointer = null, reading = null, mine = null;
 
 function stroke(from, to) {
   pen.lineWidth = 22;
@@ -351,13 +353,14 @@ function place(event) {
 }
 
 pad.addEventListener("pointerdown", (event) => {
-  if (event.button) return;
-  pad.setPointerCapture(event.pointerId);
+  if (event.button || pointer !== null) return; // a second finger, or a palm
+  pointer = event.pointerId;
+  pad.setPointerCapture(pointer);
   last = place(event);
   stroke(last, last);
 });
 pad.addEventListener("pointermove", (event) => {
-  if (!last) return;
+  if (event.pointerId !== pointer) return;
   const events = event.getCoalescedEvents?.() ?? [];
   for (const one of events.length ? events : [event]) {
     const to = place(one);
@@ -366,8 +369,8 @@ pad.addEventListener("pointermove", (event) => {
   }
 });
 for (const name of ["pointerup", "pointercancel"]) {
-  pad.addEventListener(name, () => {
-    last = null;
+  pad.addEventListener(name, (event) => {
+    if (event.pointerId === pointer) pointer = null;
   });
 }
 
@@ -377,9 +380,11 @@ function showNib() {
   const { style, classList } = byId("nib");
   [style.left, style.top] = nib.map((x) => `${x / 2.8}%`);
   classList.toggle("lifted", !isDown);
+  byId("pen-state").textContent = isDown ? "" : "The pen is lifted.";
 }
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 pad.addEventListener("keydown", (event) => {
+  if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own
   if (event.key === " ") isDown = !isDown;
   else if (event.key in ARROWS) {
     const to = nib.map((x, i) => clamp(x + 10 * ARROWS[event.key][i], 20, 260));
@@ -466,7 +471,8 @@ function percent(share) {
 const readDrawing = latest(async () => {
   const image = drawnImage();
   const found = image && (await encode(image, ALL));
-  const bounds = (found || []).map(({ bound }) => bound), highest = Math.max(...bounds);
+  const bounds = (found || []).map(({ bound }) => (Number.isFinite(bound) ? bound : -1e30));
+  const highest = Math.max(...bounds);
   const weights = bounds.map((bound) => Math.exp(bound - highest));
   const total = weights.reduce((sum, weight) => sum + weight, 0);
   const belief = weights.map((weight) => weight / total);
@@ -486,7 +492,7 @@ const readDrawing = latest(async () => {
     ? `The model reads it as ${best} (${percent(belief[best])})` +
       (label === best ? "." : `, you as ${label}.`)
     : "What the model thinks you drew will stand here.";
-  byId("honest").textContent = found && highest < meta.usual_bound
+  byId("honest").textContent = found && meta.usual_bound !== null && highest < meta.usual_bound
     ? "Yet it explains this drawing worse than 99 of 100 test images, so do not trust its belief."
     : "The belief is the model's own: it reads the drawing as each class in turn and compares " +
       "how well it can explain it. It can be wrong, and it takes anything for a digit. If you " +
@@ -521,6 +527,7 @@ function writeAddress() {
   try {
     history.replaceState(null, "", `#${new URLSearchParams(values)}`);
   } catch { // a page inside another one may have no address of its own
+    byId("address").hidden = true;
   }
 }
 
@@ -537,7 +544,7 @@ function readAddress() {
   state.temperature = number(values.get("temperature"), 1, 0, 2);
   state.grey = number(values.get("grey"), Number(!meta.is_ink), 0, 1) === 1;
   const offsets = (values.get("directions") ?? "").split(",");
-  state.offsets = directions.map((_, i) => number(offsets[i], 0, -9, 9));
+  state.offsets = directions.map((_, i) => number(offsets[i], 0, -99, 99));
   byId("typed").value = state.text;
   changed({ hands: true });
 }
@@ -598,7 +605,10 @@ window.addEventListener("resize", () => {
   readDrawing();
 });
 
-for (const [name, text] of [["size", meta.latent_dim], ["box", meta.box]]) {
+for (const [name, text] of [
+  ["size", meta.latent_dim], ["box", meta.box],
+  ["images", meta.usual_bound === null ? "the model's own samples" : "test images"],
+]) {
   for (const element of document.getElementsByClassName(name)) element.textContent = text;
 }
 const remove = (selector) => document.querySelectorAll(selector).forEach((one) => one.remove());
@@ -606,6 +616,7 @@ if (!meta.flow) remove(".flow");
 remove(meta.flow ? ".axes" : ".components");
 if (!directions.length) remove("#directions");
 if (directions.length <= FIRST_SLIDERS) remove("#more");
+if (meta.num_classes > 10) byId("typed").inputMode = "text"; // numbers and spaces
 byId("drawing").hidden = CHANNELS !== 1;
 document.body.classList.toggle("colour", CHANNELS !== 1);
 readAddress();
