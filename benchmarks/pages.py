@@ -14,6 +14,7 @@ from benchmarks import (
     cost_by_size,
     environment,
     long_run,
+    page_speed,
     precision,
     report,
     sampling_speed,
@@ -50,6 +51,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "scaling": scaling,
     "start_up": start_up,
     "sampling_speed": sampling_speed,
+    "page_speed": page_speed,
 }
 
 
