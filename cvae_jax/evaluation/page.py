@@ -98,16 +98,17 @@ def draw_page(page: Page, title: str) -> Figure:
 
 def _draw_pairs(axes: Axes, page: Page) -> None:
     pairs = figures.in_pairs(page.original, page.reconstruction, COLUMNS)
-    _draw_rows(axes, pairs)
+    draw_rows(axes, pairs)
     axes.set_title("test images, and under each its reconstruction")
 
 
 def _draw_samples(axes: Axes, page: Page) -> None:
-    _draw_rows(axes, page.samples)
+    draw_rows(axes, page.samples)
     axes.set_title("samples, a row for each class")
 
 
-def _draw_rows(axes: Axes, images: np.ndarray) -> None:
+def draw_rows(axes: Axes, images: np.ndarray) -> None:
+    """Draw images in rows of `COLUMNS`."""
     canvas, _, _ = figures.lay_out(images, num_columns=COLUMNS)
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=1)
     axes.axis("off")
