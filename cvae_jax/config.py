@@ -7,6 +7,7 @@ bounds raises `ConfigError` when the object is made. This module does not import
 
 import dataclasses
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,7 @@ ModelName = Literal["mlp", "conv"]
 Prior = Literal["normal", "flow"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
-Source = Literal["auto", "bundled", "tfds", "idx"]
+Source = Literal["auto", "bundled", "tfds", "idx", "emnist", "folder"]
 PresetName = Literal["original", "quick", "best", "best-accelerator"]
 Pretrained = Literal["original", "best"]
 
@@ -29,6 +30,7 @@ LARGEST_COUNT = 2**31 - 1
 HIGHEST_TEMPERATURE = 100
 TEMPERATURES = f"a number from 0 to {HIGHEST_TEMPERATURE}"
 LARGEST_DIM = 65_536  # of any axis of the model's arrays
+LARGEST_SIDE = 1024  # pixels to which images are scaled
 SMALLEST_RATE, LARGEST_RATE = 1e-30, 1e30  # within the range of float32
 SMALLEST_MEMORY, LARGEST_MEMORY = 1e-9, 1e9  # GB
 
@@ -77,7 +79,8 @@ class TrainConfig:
     """What to train. Equal settings on equal data give equal results."""
 
     dataset: str = "mnist"
-    """Data set: mnist, fashion_mnist or kmnist; with --source idx any name of your own."""
+    """Data set: mnist, fashion_mnist, kmnist, or a part of EMNIST, such as emnist/letters
+    (`cvae-jax data` lists all); with --source idx or folder any name of your own."""
     model: ModelName = "mlp"
     """Model. mlp: the original, one hidden layer in the encoder and one in the decoder.
     conv: residual blocks of convolutions."""
@@ -164,17 +167,33 @@ class DataOptions:
 
     source: Source = "auto"
     """Source of the images.
-    auto: what TFDS has prepared, else the MNIST in this package, else TFDS's download.
+    auto: what TFDS has prepared, else the MNIST in this package, else a download.
     bundled: the MNIST in this package. tfds: what TFDS has prepared, else its download.
-    idx: four IDX files (.gz, .xz or plain) in --data-dir."""
+    emnist: letters and digits, from their official archive.
+    idx: four IDX files (.gz, .xz or plain) in --data-dir.
+    folder: images in --data-dir, in a folder for each class: CLASS/, or train/CLASS/ and
+    test/CLASS/."""
     data_dir: Path | None = None
-    """Folder of the TFDS data sets (default: TFDS's own), or of the four IDX files."""
+    """Folder of the TFDS data sets (default: TFDS's own), of the four IDX files, or of images."""
+    image_size: int = 28
+    """With --source folder: pixels of a side to which images are scaled."""
+    grey: bool = False
+    """With --source folder: make coloured images grey."""
+    skip_broken: bool = False
+    """With --source folder: leave out files that can't be read, instead of ending there."""
 
     def __post_init__(self) -> None:
-        if self.source == "idx" and self.data_dir is None:
-            raise ConfigError("--source idx needs --data-dir, the folder of the four IDX files")
+        needed = {"idx": "the folder of the four IDX files", "folder": "the folder of the images"}
+        if self.source in needed and self.data_dir is None:
+            raise ConfigError(f"--source {self.source} needs --data-dir, {needed[self.source]}")
         if self.source == "bundled" and self.data_dir is not None:
             raise ConfigError("--source bundled takes no --data-dir; leave one of the two out")
+        require_count("image-size", self.image_size, most=LARGEST_SIDE)
+        if self.source != "folder":
+            for name in ("image_size", "grey", "skip_broken"):
+                if getattr(self, name) != getattr(DataOptions, name):
+                    option = name.replace("_", "-")
+                    raise ConfigError(f"--{option} needs --source folder; leave it out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +279,7 @@ class DeviceOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The settings that fix a model's arrays."""
+    """The settings that fix a model's arrays, and the names of its classes."""
 
     image_shape: tuple[int, int, int]  # (H, W, C)
     num_classes: int
@@ -269,6 +288,12 @@ class ModelConfig:
     hidden_dim: int = TrainConfig.hidden_dim
     channels: int = TrainConfig.channels
     latent_dim: int = TrainConfig.latent_dim
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the classes; their numbers where they have none."""
+        return self.class_names or [str(label) for label in range(self.num_classes)]
 
     def __post_init__(self) -> None:
         for field, sizes in (
@@ -292,6 +317,7 @@ class RunConfig:
     image_shape: tuple[int, int, int]
     num_classes: int
     data_sha256: str
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _ = self.model  # checks the sizes
@@ -307,6 +333,7 @@ class RunConfig:
             hidden_dim=self.train.hidden_dim,
             channels=self.train.channels,
             latent_dim=self.train.latent_dim,
+            class_names=self.class_names,
         )
 
 

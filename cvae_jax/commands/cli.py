@@ -37,6 +37,7 @@ COMMANDS = {  # name: module and its dataclass of options
     "evaluate": ("evaluate", "EvaluateOptions"),
     "page": ("page", "PageOptions"),
     "export": ("export", "ExportOptions"),
+    "data": ("data", "DataCommand"),
     "train-judge": ("train_judge", "JudgeOptions"),
 }
 _LEAST_COLUMNS = 40  # Tyro's help never ends in a terminal of one or two

@@ -70,17 +70,15 @@ def _examples(model: "TrainedModel", data: DataOptions) -> tuple["np.ndarray", "
     """
     import numpy as np
 
-    from cvae_jax.data.sources import load_dataset
+    from cvae_jax.data.sources import load_again
     from cvae_jax.models.sampling import draw_images
 
-    name, pixels = model.run.train.dataset, math.prod(model.run.image_shape)
+    pixels = math.prod(model.run.image_shape)
     number = max(_FEWEST_IMAGES, min(_MOST_IMAGES, _MOST_PIXELS // pixels))
     try:
-        splits = load_dataset(name, source=data.source, data_dir=data.data_dir)
-        if splits.fingerprint() != model.run.data_sha256:
-            raise UserError(f"it was trained on other data than this {name}")
-        chosen = np.linspace(0, len(splits.test.label), number, endpoint=False).astype(int)
-        image, label = (np.asarray(array)[chosen] for array in splits.test)
+        test = load_again(model.run, data).test
+        chosen = np.linspace(0, len(test.label), number, endpoint=False).astype(int)
+        image, label = (np.asarray(array)[chosen] for array in test)
         return image / np.float32(255), label, True
     except UserError as error:
         if data != DataOptions():

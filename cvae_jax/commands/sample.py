@@ -1,9 +1,13 @@
 """`cvae-jax sample`: draw images of the classes you ask for."""
 
+import contextlib
 import dataclasses
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from cvae_jax.commands.cli import many_imports
 from cvae_jax.config import (
@@ -23,12 +27,15 @@ if TYPE_CHECKING:
 
 _MOST_IMAGES = 10_000_000
 _MOST_IN_PICTURE = 1000
+_MOST_NAMED = 100  # classes, in an error
 
 # Options that only some ways to draw know; all know the others. "samples" is none of the ways.
 _MOVING = {"same_style", "interpolate", "traverse"}
 _FROM_NOISE = {"samples", "text", "same_style", "interpolate"}
+_OF_A_CLASS = {"samples", "traverse", "reconstruct", "restyle", "map"}
 _KNOWN_BY = {
-    "digit": {"samples", "traverse", "reconstruct", "restyle", "map"},
+    "digit": _OF_A_CLASS,
+    "class_name": _OF_A_CLASS,
     "num": _FROM_NOISE | {"traverse", "reconstruct"},
     "seed": _FROM_NOISE | {"traverse", "reconstruct", "map"},
     "temperature": _FROM_NOISE,
@@ -47,7 +54,7 @@ class WayOptions:
     """Write a text, such as 2026, in --num handwritings (5), a row for each."""
     same_style: bool = False
     """Draw every class in the same handwriting, in --num handwritings (6), a row for each."""
-    interpolate: tuple[int, int] | None = None
+    interpolate: tuple[str, str] | None = None
     """Draw the way from one class to another, such as 3 8, between --num pairs of samples (5; in
     motion 10)."""
     traverse: bool = False
@@ -86,7 +93,9 @@ class SampleOptions(ModelOptions):
     """Draw images from a trained model."""
 
     digit: int | None = None
-    """Class to draw. Default: each class in turn."""
+    """Class to draw, by its number. Default: each class in turn."""
+    class_name: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """Class to draw, by its name or its number, such as A or "Ankle boot"."""
     num: int | None = None
     """Number of images. Default: ten of --digit, or one of each class."""
     seed: int = 0
@@ -101,8 +110,9 @@ class SampleOptions(ModelOptions):
     gif: bool = False
     """Draw a moving picture (GIF): --same-style, --interpolate or --traverse in time."""
     out: Path | None = None
-    """Picture to write (PNG or GIF). Default: digit_<digit>.png, digits.png or <way>.png in the
-    workdir, or with --pretrained in the current folder; none where --npz is given."""
+    """Picture to write (PNG or GIF). Default: digit_<digit>.png, class_<class>.png, digits.png or
+    <way>.png in the workdir, or with --pretrained in the current folder; none where --npz is
+    given."""
     npz: Path | None = None
     """Arrays to write (NPZ): image, float32 (N, H, W, C) in [0, 1], and label, int32."""
     show: bool = False
@@ -125,12 +135,15 @@ class SampleOptions(ModelOptions):
         for name, ways in _KNOWN_BY.items():
             if getattr(self, name) != default[name] and self.way.name not in ways:
                 way = "" if self.way.name == "samples" else f" with --{self.way.name}"
-                raise ConfigError(f"--{name} has no meaning{way}; leave it out".replace("_", "-"))
+                option = name.removesuffix("_name")
+                raise ConfigError(f"--{option} has no meaning{way}; leave it out".replace("_", "-"))
         for name in ("temperature", "binary"):
             if self.from_test and getattr(self, name) != default[name]:
                 raise ConfigError(f"--{name} has no meaning with --from-test; leave it out")
-        if self.way.name == "restyle" and self.digit is None:
-            raise ConfigError("--restyle needs --digit, the class of your picture")
+        if self.digit is not None and self.class_name is not None:
+            raise ConfigError("--digit and --class are the same; leave one of the two out")
+        if self.way.name == "restyle" and self.digit is None and self.class_name is None:
+            raise ConfigError("--restyle needs --digit or --class, that of your picture")
 
     @property
     def ending(self) -> str:
@@ -149,20 +162,26 @@ def run(options: SampleOptions) -> None:
         from cvae_jax.runtime import devices
         from cvae_jax.runtime.files import user_path, whole_file, write_arrays
 
-    digit, way = options.digit, options.way.name
+    way = options.way.name
     out = options.out and user_path("out", options.out)
     npz = options.npz and user_path("npz", options.npz)
     devices.describe()  # reports in one line where JAX can't start
     model = api.load(options.model_folder, options.step)
+    digit, name = options.digit, "digits"
+    if options.class_name is not None:
+        digit = class_of("class", options.class_name, model.run)
+        name = re.sub(r"\W+", "_", f"class_{model.run.model.names[digit]}")
+    elif digit is not None:
+        digit = class_of("digit", digit, model.run)
+        name = f"digit_{digit}"
+    options = dataclasses.replace(options, digit=digit, class_name=None)
     if out is None and (npz is None or options.show):
-        name = way if way != "samples" else "digits" if digit is None else f"digit_{digit}"
-        out = user_path("workdir", options.results) / f"{name}{options.ending}"
+        stem = name if way == "samples" else way
+        out = user_path("workdir", options.results) / f"{stem}{options.ending}"
     print(f"model: {model.checkpoint}", flush=True)
-    if digit is not None:
-        require_class("digit", digit, model.run)
     if way == "samples":
         label = choose_labels(digit, options.num, model.run, is_picture=bool(out))
-        of = "every class" if digit is None else f"class {digit}"
+        of = "every class" if digit is None else f"class {model.run.model.names[digit]}"
         picture: Picture = modes.samples(
             model.params,
             np.array(label, np.int32),
@@ -204,13 +223,24 @@ def choose_labels(
     return [i % run.num_classes for i in range(num)] if digit is None else [digit] * num
 
 
-def require_class(option: str, label: int, run: RunConfig) -> None:
-    """Raise `ConfigError` unless the data set of a run has a class."""
-    if not 0 <= label < run.num_classes:
-        raise ConfigError(
-            f"--{option} {label} does not exist in {run.train.dataset}; "
-            f"choose 0 to {run.num_classes - 1}"
-        )
+def class_of(option: str, named: str | int, run: RunConfig) -> int:
+    """Return the class of a name, whatever the case of its letters, or of a number.
+
+    Raises:
+        ConfigError: the data set has no such class.
+    """
+    names = run.class_names
+    for same in (lambda name: name == named, lambda name: name.lower() == str(named).lower()):
+        if found := [label for label, name in enumerate(names) if same(name)]:
+            return found[0]
+    with contextlib.suppress(ValueError):
+        if 0 <= int(named) < run.num_classes:
+            return int(named)
+    allowed = f"0 to {run.num_classes - 1}"
+    if names:
+        more = ", …" if len(names) > _MOST_NAMED else ""
+        allowed += f", or one of {', '.join(names[:_MOST_NAMED])}{more}"
+    raise ConfigError(f"--{option} {named} does not exist in {run.train.dataset}; choose {allowed}")
 
 
 def _show(path: Path) -> None:

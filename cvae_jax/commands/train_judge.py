@@ -27,14 +27,14 @@ def run(options: JudgeOptions) -> None:
         import numpy as np
 
         from cvae_jax.data.batches import put_on_device
-        from cvae_jax.data.sources import load_dataset
+        from cvae_jax.data.sources import load
         from cvae_jax.evaluation import judge
         from cvae_jax.runtime import devices
         from cvae_jax.runtime.files import user_path, whole_file
 
     out, data = user_path("out", options.out), options.data
     print(f"devices: {devices.describe()}", flush=True)
-    splits = load_dataset(options.dataset, source=data.source, data_dir=data.data_dir)
+    splits = load(options.dataset, data)
     with whole_file(out) as file:  # opened first, because the training takes minutes
         params = judge.make_judge(splits)
         file.write(judge.encode(params, splits.fingerprint()))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from cvae_jax.api import TrainedModel
-from cvae_jax.commands.sample import SampleOptions, require_class
-from cvae_jax.config import require
+from cvae_jax.commands.sample import SampleOptions, class_of
+from cvae_jax.config import ModelConfig, require
 from cvae_jax.data.dataset import Dataset
 from cvae_jax.data.sources import load_again
 from cvae_jax.drawing import figures, modes, photo
@@ -38,24 +38,28 @@ def _text(options: SampleOptions, model: TrainedModel) -> Picture:
     written = options.way.text or ""
     is_short = 0 < len(written) <= _LONGEST_TEXT
     require(is_short, "text", repr(written), f"1 to {_LONGEST_TEXT} characters")
-    label = classes_of(written, model.run.num_classes)
+    label = classes_of(written, model.run.model)
     latent = _latents(_num(options, 5), options, model)
     return modes.text(model.params, label, latent, model=model.model)
 
 
-def classes_of(text: str, num_classes: int) -> np.ndarray:
+def classes_of(text: str, config: ModelConfig) -> np.ndarray:
     """Return the class of each character of a text, (L,) int32.
+
+    A letter without a class of its own has that of the other case.
 
     Raises:
         ConfigError: a character is no class.
     """
-    names = [str(one) for one in range(min(num_classes, 10))]
+    label_of = {name: label for label, name in enumerate(config.names) if len(name) == 1}
     for character in text:
-        if character not in names:
-            raise ConfigError(
-                f"--text {text} has {character!r}, which is no class; write with {' '.join(names)}"
-            )
-    return np.array([names.index(character) for character in text], np.int32)
+        if character.swapcase() in label_of:
+            label_of.setdefault(character, label_of[character.swapcase()])
+        if character not in label_of:
+            names = " ".join(name for name in config.names if len(name) == 1)
+            allowed = f"write with {names}" if names else "its classes have no letters; use --class"
+            raise ConfigError(f"--text {text} has {character!r}, which is no class; {allowed}")
+    return np.array([label_of[character] for character in text], np.int32)
 
 
 def _same_style(options: SampleOptions, model: TrainedModel) -> Picture:
@@ -70,9 +74,7 @@ def _same_style(options: SampleOptions, model: TrainedModel) -> Picture:
 
 def _interpolate(options: SampleOptions, model: TrainedModel) -> Picture:
     assert options.way.interpolate
-    for one in options.way.interpolate:
-        require_class("interpolate", one, model.run)
-    first, second = options.way.interpolate
+    first, second = (class_of("interpolate", one, model.run) for one in options.way.interpolate)
     num, given = _num(options, 10 if options.gif else 5), None
     if options.from_test:
         wanted = [first] * num + [second] * num
@@ -159,7 +161,7 @@ def _film(options: SampleOptions, model: TrainedModel) -> Picture:
         images = np.stack(grids)
     except ValueError as error:
         raise UserError(f"{folder} holds other pictures than grids of samples: {error}") from error
-    return modes.film(images, shown, model.history, num_classes=model.run.num_classes)
+    return modes.film(images, shown, model.history, config=model.run.model)
 
 
 _DRAW: dict[str, Callable[[SampleOptions, TrainedModel], Picture]] = {

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,11 +31,12 @@ class Dataset(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The training and the test set on the host, and their number of classes."""
+    """The training and the test set on the host, and their classes."""
 
     train: Dataset
     test: Dataset
     num_classes: int
+    class_names: tuple[str, ...] = ()  # of the classes in turn; empty: their numbers
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -42,8 +44,13 @@ class Splits(NamedTuple):
         height, width, channels = self.train.image.shape[1:]
         return height, width, channels
 
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the classes; their numbers where they have none."""
+        return self.class_names or [str(label) for label in range(self.num_classes)]
+
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all arrays. Equal data sets have equal fingerprints."""
+        """Return the SHA-256 of all arrays, whatever the names of the classes are."""
         digest = hashlib.sha256(str(self.num_classes).encode())
         for dataset in (self.train, self.test):
             for array in dataset:
@@ -53,15 +60,19 @@ class Splits(NamedTuple):
 
 
 def check_splits(splits: Splits, where: str) -> Splits:
-    """Return splits unchanged, once their types, shapes and labels are checked.
+    """Return splits unchanged, once their types, shapes, labels and names are checked.
 
     Args:
         splits: what a source has loaded.
         where: the subject of the error's message.
 
     Raises:
-        DataError: an array has another type or shape, or a label is outside the classes.
+        DataError: an array has another type or shape, a label is outside the classes, or their
+            names are too few, too many or alike.
     """
+    names = splits.class_names
+    if names and not len(names) == len(set(names)) == splits.num_classes:
+        raise DataError(f"{where} has {len(set(names))} names for {splits.num_classes} classes")
     for name, (image, label) in (("training", splits.train), ("test", splits.test)):
         low, high = (label.min(), label.max()) if label.size else (0, 0)
         expected = splits.train.image.shape[1:]

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from cvae_jax.config import DataOptions
 from cvae_jax.data.dataset import Dataset, Splits, check_splits
 from cvae_jax.errors import ConfigError, DataError
 from cvae_jax.runtime.files import reason
@@ -26,13 +27,14 @@ _BLOCK = 1 << 20
 _MOST_BYTES = 1 << 33  # ten times the largest of the well-known data sets of this kind
 
 
-def load(name: str, data_dir: Path | None) -> Splits:
+def load(name: str, options: DataOptions) -> Splits:
     """Load the four files of a folder; the data set may have any name.
 
     Raises:
         ConfigError: there is no such folder.
         DataError: as `load_directory`.
     """
+    data_dir = options.data_dir
     if data_dir is None or not data_dir.is_dir():
         raise ConfigError(
             f"{name} can't be loaded from --data-dir {data_dir}, which does not exist; --source "
@@ -79,9 +81,23 @@ def read(path: Path, num_axes: int, sha256: str | None = None) -> np.ndarray:
     Raises:
         DataError: the file can't be read, or is damaged or of another kind.
     """
+    return read_from(path, path, num_axes, sha256)
+
+
+def read_from(
+    packed: Path | IO[bytes], path: Path, num_axes: int, sha256: str | None = None
+) -> np.ndarray:
+    """Read as `read` does, from a file or a member of an archive that is already open.
+
+    Args:
+        packed: the file, or its packed bytes.
+        path: its name in errors, whose ending says how it is packed.
+        num_axes: as of `read`.
+        sha256: as of `read`.
+    """
     magic = bytes([0, 0, 8, num_axes])
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+        with _OPENERS.get(path.suffix, open)(packed, "rb") as file:
             header = file.read(4 + 4 * num_axes)
             if header[:4] != magic or len(header) < 4 + 4 * num_axes:
                 raise DataError(

@@ -3,41 +3,37 @@
 TFDS's own MNIST needs TensorFlow to unpack, to read IDX and to encode PNG. Here its builder reads
 IDX with `idx`, encodes with Pillow and writes ArrayRecord, which TFDS reads without TensorFlow.
 Pooch downloads, because TFDS waits for a silent server without end. Images are decoded once, then
-kept as packed arrays beside what TFDS has prepared.
+kept as arrays beside what TFDS has prepared.
 """
 
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from cvae_jax.config import require
-from cvae_jax.data import idx
+from cvae_jax.config import DataOptions, require
+from cvae_jax.data import idx, packed
 from cvae_jax.data.dataset import Dataset, Splits, check_splits
-from cvae_jax.errors import DataError, UserError
-from cvae_jax.runtime.files import reason, user_path, write_arrays
+from cvae_jax.data.download import fetch
+from cvae_jax.errors import DataError
+from cvae_jax.runtime.files import reason, user_path
 
 NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 """The data sets that can be prepared here, and the names of their TFDS builders."""
 
 _FORMAT = "array_record"
-_WAIT_SECONDS = 10  # for a connection, and for the next part of a download
 _PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 _FILES = [f"{part}-ubyte.gz" for part in _PARTS]
 
-_ARRAYS = ("train_image", "train_label", "test_image", "test_label")  # of the packed arrays
 
-_log = logging.getLogger(__name__)
-
-
-def load(name: str, data_dir: Path | None) -> Splits:
+def load(name: str, options: DataOptions) -> Splits:
     """Load a data set that TFDS has prepared, or download and prepare it first.
 
     Raises:
@@ -47,20 +43,9 @@ def load(name: str, data_dir: Path | None) -> Splits:
     require(
         name in NAMES, "dataset", repr(name), f"{', '.join(NAMES)}, or --source idx with --data-dir"
     )
-    data_dir = data_dir or default_folder()
+    data_dir = options.data_dir or default_folder()
     directory = find_prepared(name, data_dir) or prepare(name, data_dir)
-    cache = directory / "cvae_jax.npz"
-    if cache.exists():
-        try:
-            return _read_cache(cache)
-        except Exception as error:  # zipfile and NumPy raise a dozen types on a damaged file
-            _log.warning("%s is damaged (%s); decoding the images again", cache, reason(error))
-    splits = decode(directory)
-    try:
-        _write_cache(cache, splits)
-    except UserError as error:  # the folder may be shared and read-only
-        _log.warning("%s; the next start has to decode the images again", error)
-    return splits
+    return packed.keep(directory / "cvae_jax", partial(decode, directory))
 
 
 def default_folder() -> Path:
@@ -82,7 +67,7 @@ def find_prepared(name: str, data_dir: Path) -> Path | None:
     return versions[max(versions)] if versions else None
 
 
-def decode(directory: Path) -> Splits:
+def decode(directory: Path) -> packed.Decoding:
     """Decode every image of a prepared data set, in the order of the original files."""
     import tensorflow_datasets as tfds
 
@@ -100,8 +85,10 @@ def decode(directory: Path) -> Splits:
         features = (directory / "features.json").read_text(encoding="utf-8")
         json.loads(features, object_hook=_refuse_foreign_classes)
         builder = tfds.builder_from_directory(directory)
-        splits = Splits(read("train"), read("test"), builder.info.features["label"].num_classes)
-        return check_splits(splits, "it")
+        features = builder.info.features
+        shape, num_classes = features["image"].shape, features["label"].num_classes
+        check_splits(splits := Splits(read("train"), read("test"), num_classes), "it")
+        return packed.Decoding(shape, num_classes, (), [splits.train], [splits.test])
     except Exception as error:  # TFDS and ArrayRecord raise any type on a damaged file
         raise DataError(
             f"the data set in {directory} can't be read ({reason(error)}); delete that folder, and "
@@ -178,44 +165,10 @@ def _make_builder(name: str, data_dir: Path) -> Any:
 
 def _fetch(name: str, builder: Any, file: str, downloads: Path) -> Path:
     """Return the path of one of the four files; download it unless its TFDS digest is found."""
-    import pooch
     from tensorflow_datasets.core.download.resource import get_dl_fname
 
     url, manual = builder.URL + file, downloads / "manual"
     info = builder.url_infos[url]
-    try:
-        for path in (manual / name / file, manual / file):  # TFDS's own place is the second one
-            if path.exists() and pooch.file_hash(str(path)) == info.checksum:
-                return path
-        pooch.get_logger().setLevel(logging.WARNING)
-        with tqdm(total=info.size, desc=file, unit="B", unit_scale=True, delay=1) as bar:
-            downloader = pooch.HTTPDownloader(
-                progressbar=bar,
-                chunk_size=1 << 16,
-                timeout=_WAIT_SECONDS,
-                headers={"Accept-Encoding": "identity"},  # the digest is that of the packed file
-            )
-            where = {"path": downloads / name, "fname": get_dl_fname(url, info.checksum)}  # TFDS's
-            return Path(pooch.retrieve(url, info.checksum, downloader=downloader, **where))
-    except Exception as error:  # of the network, of the disk, or another digest
-        raise DataError(
-            f"{name} is not prepared here and {url} can't be downloaded ({reason(error)}); try "
-            f"again, or put the original {', '.join(_FILES)} of {name} into {manual / name}"
-        ) from error
-
-
-def _write_cache(path: Path, splits: Splits) -> None:
-    arrays = dict(zip(_ARRAYS, (*splits.train, *splits.test), strict=True))
-    fingerprint = np.array(splits.fingerprint())
-    write_arrays(path, **arrays, num_classes=splits.num_classes, fingerprint=fingerprint)
-
-
-def _read_cache(path: Path) -> Splits:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        image, label, test_image, test_label = (arrays[name] for name in _ARRAYS)
-        splits = Splits(
-            Dataset(image, label), Dataset(test_image, test_label), int(arrays["num_classes"])
-        )
-        if splits.fingerprint() != str(arrays["fingerprint"]):
-            raise DataError("its arrays don't match its fingerprint")
-    return check_splits(splits, "it")
+    to = downloads / name / get_dl_fname(url, info.checksum)  # TFDS's name
+    copies = [manual / name / file, manual / file]  # TFDS's own place is the second one
+    return fetch(name, url, info.size, info.checksum, to=to, copies=copies)

@@ -4,7 +4,7 @@ They are made without pyplot, so they need no display and leave no global state.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
@@ -34,6 +35,13 @@ _LABEL: dict[str, Any] = {
     "fontsize": _LABEL_SIZE,
 }
 _TABLE_GAP, _BAND_GAP = 0.07, 0.18  # white between images and between bands, as _GAP
+
+
+def class_captions(label: Iterable[int], names: Sequence[str]) -> list[str]:
+    """Return the names of classes; the number of one whose name the font can't write."""
+    font = get_font(findfont(FontProperties()))
+    can_write = [all(font.get_char_index(ord(letter)) for letter in name) for name in names]
+    return [names[one] if can_write[one] else str(one) for one in label]
 
 
 def image_grid(
@@ -84,7 +92,7 @@ def image_grid(
             str(caption[i]),
             ha="center",
             va="center",
-            fontsize=9 * inches,
+            fontsize=_fitting(str(caption[i]), 9 * inches, inches * column_width / size),
         )
     title_y = 1 - _TITLE_HEIGHT / 2 / figure_height
     figure.suptitle(title, y=title_y, va="center", fontsize=14)
@@ -163,7 +171,8 @@ def image_table(
     axes.axis("off")
     for i, text in enumerate(columns):
         x = (lefts[i] + image.shape[2] / 2) / canvas.shape[1]
-        axes.annotate(text, (x, 1), (0, 4), ha="center", va="bottom", **_LABEL)
+        style = _LABEL | {"fontsize": _fitting(text, _LABEL_SIZE, width / num_columns)}
+        axes.annotate(text, (x, 1), (0, 4), ha="center", va="bottom", **style)
     for i, text in enumerate(rows):
         y = 1 - (tops[i] + image.shape[1] / 2) / canvas.shape[0]
         axes.annotate(text, (0, y), (-7, 0), ha="right", va="center", **_LABEL)
@@ -284,6 +293,11 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float) 
     whole, high = figure.get_size_inches()
     left, top = (math.floor(side * figure.dpi) / figure.dpi for side in (left, top))
     return figure.add_axes((left / whole, 1 - (top + height) / high, width / whole, height / high))
+
+
+def _fitting(text: str, points: float, inches: float) -> float:
+    """Return the size of letters, in points, with which a line is no wider than it may be."""
+    return points * min(1.0, 0.95 * inches / max(_width(text, points), 1e-6))
 
 
 def _width(text: str, points: float) -> float:

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from cvae_jax.config import ModelConfig
 from cvae_jax.data.batches import images_at_a_time, map_rows, put_on_device, take_batch
-from cvae_jax.data.dataset import ArrayLike, Dataset
+from cvae_jax.data.dataset import ArrayLike, Dataset, Splits
 from cvae_jax.drawing import figures
+from cvae_jax.drawing.figures import class_captions
 from cvae_jax.drawing.paths import arc, principal_components
 from cvae_jax.drawing.pictures import Grid, Map, Picture, Table
 from cvae_jax.errors import ConfigError
@@ -34,6 +36,7 @@ _STEPS, _CHANGE = 11, (1 / 3, 2 / 3)  # images of an interpolation; where its cl
 _REACH, _REACH_STEPS = 3.0, 13  # of a direction, in standard deviations of the prior
 _PLACES, _WITHIN = 9, 0.98  # along a side of a map; share of the test images between its sides
 _COLUMNS, _MOST_CLASSES = 10, 20  # of reconstructions; that are drawn side by side
+_IN_SHEET, _MOST_IN_SHEET = 12, 100  # images of a class; classes
 _PHOTO_SCALE = 5  # a photo is shown with as many times the pixels of an image
 # Of a film: rows, frames, the time of each, and how often the last one is repeated.
 _FILM_ROWS, _MOST_IN_FILM, _FILM_SECONDS, _FILM_END = 6, 40, 0.4, 4
@@ -65,7 +68,8 @@ def samples(
     image = draw_images(
         params, label, seed, model=model, temperature=temperature, description=description
     )
-    return Grid(image, title, label, num_columns=5 if len(label) <= 10 else 10)
+    caption = class_captions(label, model.config.names)
+    return Grid(image, title, caption, num_columns=5 if len(label) <= 10 else 10)
 
 
 def text(params: Params, label: np.ndarray, latent: np.ndarray, *, model: Model) -> Table:
@@ -78,7 +82,7 @@ def text(params: Params, label: np.ndarray, latent: np.ndarray, *, model: Model)
         model: the model that `params` belong to.
     """
     hands = "in one hand" if len(latent) == 1 else f"in {len(latent)} hands, a row for each"
-    title = f"{''.join(map(str, label))} {hands}"
+    title = f"{''.join(model.config.names[one] for one in label)} {hands}"
     image = _every_label(params, latent, label, model=model)
     return Table(image, title, num_columns=len(label), is_joined=True)
 
@@ -96,7 +100,7 @@ def same_style(params: Params, latent: np.ndarray, *, model: Model) -> Table:
         _every_label(params, latent, label, model=model),
         "every class in the same hand, a row for each hand",
         num_columns=len(label),
-        columns=[str(one) for one in label],
+        columns=class_captions(label, model.config.names),
     )
 
 
@@ -138,10 +142,11 @@ def interpolate(
     share = np.repeat(share, num_ways).reshape(-1, 1, 1, 1)
     image = _means((1 - share) * first + share * second)
     image = image.reshape(len(position), num_ways, *image.shape[1:])
-    title = f"from {pair[0]} to {pair[1]}"
+    names = class_captions(pair, model.config.names)
+    title = f"from {names[0]} to {names[1]}"
     if is_moving:
         return Table(image, f"{title} and back", num_columns=min(5, num_ways))
-    columns = [str(pair[0]), *[""] * (_STEPS - 2), str(pair[1])]
+    columns = [names[0], *[""] * (_STEPS - 2), names[1]]
     if given is not None:
         image = np.concatenate([given[:1], image, given[1:]])
         columns = ["test", *columns, "test"]
@@ -192,7 +197,7 @@ def traverse(
     if is_moving:
         reach = _REACH * np.sin(_turn())
         note: str | list[str] = [f"{one:+.1f} standard deviations" for one in reach]
-        columns = [str(one) for one in label]
+        columns = class_captions(label, model.config.names)
         along = reach[:, np.newaxis, np.newaxis] * direction
     else:
         reach = np.linspace(-_REACH, _REACH, _REACH_STEPS)
@@ -256,7 +261,7 @@ def restyle(
     large[0, 0] = _fit_into(photo, large.shape[2:])
     return Table(
         large.reshape(-1, *large.shape[2:]),
-        f"every class in the hand of a {label}",
+        f"every class in the hand of {class_captions([label], model.config.names)[0]}",
         num_columns=num_columns,
         rows=["your picture", "prepared"],
     )
@@ -310,7 +315,7 @@ def latent_map(params: Params, dataset: Dataset, label: int | None = None, *, mo
 
 
 def film(
-    image: np.ndarray, epoch: Sequence[int], history: Sequence[EpochMetrics], *, num_classes: int
+    image: np.ndarray, epoch: Sequence[int], history: Sequence[EpochMetrics], *, config: ModelConfig
 ) -> Table:
     """Draw the samples of a run's grids, which have the same latents, from epoch to epoch.
 
@@ -318,10 +323,10 @@ def film(
         image: (T, N, H, W, C) float in [0, 1]; image i of a grid is of class i modulo Y.
         epoch: (T,) their epochs, from 1.
         history: the rows of all epochs.
-        num_classes: Y.
+        config: of the model.
     """
-    num_columns, num_rows = min(num_classes, _MOST_CLASSES), _FILM_ROWS
-    if num_classes > _MOST_CLASSES:
+    num_columns, num_rows = min(config.num_classes, _MOST_CLASSES), _FILM_ROWS
+    if config.num_classes > _MOST_CLASSES:
         num_rows = 1  # the next classes stand in the next row
     num_shown = num_columns * min(num_rows, image.shape[1] // num_columns)
     notes = [f"epoch {i}: test loss {history[i - 1].test_loss:.2f} nats per image" for i in epoch]
@@ -330,9 +335,31 @@ def film(
         np.concatenate([image, still])[:, :num_shown],
         "the same samples, from epoch to epoch",
         num_columns=num_columns,
-        columns=[str(one) for one in range(num_columns)],
+        columns=class_captions(range(num_columns), config.names),
         note=notes + notes[-1:] * _FILM_END,
         seconds=_FILM_SECONDS,
+    )
+
+
+def sheet(splits: Splits, name: str, seed: int) -> Table:
+    """Draw images of a data set: training images at random, a row for each class.
+
+    Args:
+        splits: the data set.
+        name: its name.
+        seed: from 0 to 2**32 - 1; equal seeds choose equal images.
+    """
+    shown = np.unique(np.asarray(splits.train.label))[:_MOST_IN_SHEET]
+    chosen = choose(splits.train, np.repeat(shown, _IN_SHEET).tolist(), seed)
+    height, width, channels = splits.image_shape
+    size = f"{height} x {width} pixels, {'grey' if channels == 1 else 'in colour'}"
+    number = f"{len(splits.train.label):,} training and {len(splits.test.label):,} test images"
+    return Table(
+        grey_levels(chosen.image),
+        name,
+        num_columns=_IN_SHEET,
+        rows=class_captions(shown, splits.names),
+        note=f"{number} of {splits.num_classes} classes, {size}",
     )
 
 

@@ -83,10 +83,12 @@ def play_page(model: Model, params: Params, facts: Facts, about: str) -> str:
     halves = [np.asarray(array, "<f2") for array in arrays.values()]
     starts = np.cumsum([0, *(half.size for half in halves)]).tolist()
     config = model.config
+    names = config.names
     encoder, decoder = _LAYERS[config.name](config, "base/" if config.prior == "flow" else "")
     meta = {
         "image_shape": config.image_shape,
         "num_classes": config.num_classes,
+        "class_names": list(names),
         "latent_dim": model.latent_dim,
         "encoder": encoder,
         "decoder": decoder,
@@ -109,16 +111,26 @@ def play_page(model: Model, params: Params, facts: Facts, about: str) -> str:
     }
     parts = {
         "about": html.escape(about),
-        "meta": json.dumps(meta, separators=(",", ":")),
+        # A name may hold the end of the element in which this stands.
+        "meta": json.dumps(meta, separators=(",", ":")).replace("<", "\\u003c"),
         "weights": base64.b64encode(b"".join(half.tobytes() for half in halves)).decode(),
     }
     for name in ("play.css", "model.js", "play.js"):
         parts[name] = (_SOURCES / name).read_text("utf-8")
+    thing, things = _WORDS["".join(names).isdigit(), all(len(name) == 1 for name in names)]
     page = (_SOURCES / "play.html").read_text("utf-8")
-    for name, text in parts.items():
+    for name, text in (parts | {"thing": thing, "things": things}).items():
         page = page.replace(f"{{{{{name}}}}}", text)
     return page
 
+
+_WORDS = {
+    (True, True): ("digit", "digits"),
+    (True, False): ("class", "numbers of classes"),
+    (False, True): ("letter", "letters"),
+    (False, False): ("class", "numbers of classes"),
+}
+"""What the page calls one class, and several: by whether names are numbers, and characters."""
 
 Layers = list[list[Any]]
 """Kinds of layers with their settings, in their order; `model.js` has them all."""

@@ -46,6 +46,7 @@ class Page(NamedTuple):
     is_active: np.ndarray  # (Z,) bool
     history: Sequence[EpochMetrics]
     measurements: dict[str, Measurement]
+    classes: Sequence[str]  # Y names
 
 
 def collect(subject: Subject, finding: Finding, history: Sequence[EpochMetrics]) -> Page:
@@ -68,6 +69,7 @@ def collect(subject: Subject, finding: Finding, history: Sequence[EpochMetrics])
         is_active=np.array(finding.details.get("is_active", ())),
         history=history,
         measurements=finding.measurements,
+        classes=figures.class_captions(range(subject.splits.num_classes), subject.splits.names),
     )
 
 
@@ -122,8 +124,9 @@ def _draw_confusion(axes: Axes, page: Page) -> None:
     axes.set_ylabel("asked for")
     if len(share) > MOST_CLASSES:
         return
-    axes.set_xticks(range(len(share)))
-    axes.set_yticks(range(len(share)))
+    are_long = max(map(len, page.classes)) > 3
+    axes.set_xticks(range(len(share)), page.classes, rotation=90 if are_long else 0)
+    axes.set_yticks(range(len(share)), page.classes)
     for (row, column), value in np.ndenumerate(share):
         if value > 0:
             colour = "white" if value > 0.5 else "black"

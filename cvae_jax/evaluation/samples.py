@@ -33,10 +33,12 @@ def measure_accuracy(subject: Subject) -> Finding:
         "judge_accuracy_by_class": [one and one._asdict() for one in real_by_class],
         "confusion": drawn.tolist(),
     }
-    lines = [f"{'class':>5}  {'conditional accuracy':>26}  {'the judge on real images':>26}"]
-    for i, pair in enumerate(zip(by_class, real_by_class, strict=True)):
+    names = subject.splits.names
+    wide = max(len(name) for name in ("class", *names))
+    lines = [f"{'class':>{wide}}  {'conditional accuracy':>26}  {'the judge on real images':>26}"]
+    for name, *pair in zip(names, by_class, real_by_class, strict=True):
         of_samples, of_judge = ("no images" if one is None else str(one) for one in pair)
-        lines.append(f"{i:>5}  {of_samples:>26}  {of_judge:>26}")
+        lines.append(f"{name:>{wide}}  {of_samples:>26}  {of_judge:>26}")
     return Finding(measurements, details, "\n".join(lines))
 
 

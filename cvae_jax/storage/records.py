@@ -27,6 +27,7 @@ class _Record(msgspec.Struct):
     image_shape: tuple[int, int, int]
     num_classes: int
     data_sha256: str
+    class_names: tuple[str, ...] = ()  # version 0.3 had none
     progress: Progress | None = None
 
 
@@ -53,17 +54,24 @@ def decode(record: bytes) -> tuple[RunConfig, Progress]:
             )
         train = msgspec.json.decode(record, type=TrainConfig)
         rest = msgspec.json.decode(record, type=_Record)
-        run = RunConfig(train, rest.image_shape, rest.num_classes, rest.data_sha256)
+        run = RunConfig(
+            train, rest.image_shape, rest.num_classes, rest.data_sha256, rest.class_names
+        )
     except (msgspec.MsgspecError, ValueError, ConfigError, RecursionError) as error:
         raise RecordError(str(error)) from error
     return run, rest.progress or Progress()
 
 
 def differences(there: RunConfig, asked: RunConfig) -> str:
-    """Return each setting that differs, with both values; "" where none does."""
+    """Return each setting that differs, with both values; "" where none does.
+
+    The names of the classes decide nothing.
+    """
     old, new = _settings(there), _settings(asked)
     return ", ".join(
-        f"{name} {old[name]} (asked: {new[name]})" for name in new if old[name] != new[name]
+        f"{name} {old[name]} (asked: {new[name]})"
+        for name in new
+        if old[name] != new[name] and name != "class_names"
     )
 
 

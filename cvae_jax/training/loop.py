@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from cvae_jax.config import DataOptions, DeviceOptions, RunConfig, RunOptions, TrainConfig
 from cvae_jax.data.batches import Gathered, Piece, images_at_a_time, make_feed
 from cvae_jax.data.dataset import Dataset, Splits
-from cvae_jax.data.sources import load_dataset
+from cvae_jax.data.sources import load
 from cvae_jax.drawing import figures
 from cvae_jax.errors import InterruptedRunError
 from cvae_jax.keys import Purpose, make_key
@@ -106,8 +106,14 @@ def train(
         devices.require_divisible(config.batch_size, mesh)
         if splits is None:
             with hosts.first_alone():
-                splits = load_dataset(config.dataset, source=data.source, data_dir=data.data_dir)
-        run = RunConfig(config, splits.image_shape, splits.num_classes, splits.fingerprint())
+                splits = load(config.dataset, data)
+        run = RunConfig(
+            config,
+            splits.image_shape,
+            splits.num_classes,
+            splits.fingerprint(),
+            splits.class_names,
+        )
         say(
             f"data: {config.dataset}, {len(splits.train.label):,} training and "
             f"{len(splits.test.label):,} test images of shape {run.image_shape}, "
@@ -466,7 +472,7 @@ def _grid_label(run: RunConfig) -> np.ndarray:
 def _draw_grid(samples: jax.Array, run: RunConfig, epoch: int, folder: Path) -> None:
     figure = figures.image_grid(
         np.asarray(samples),
-        _grid_label(run),
+        figures.class_captions(_grid_label(run), run.model.names),
         f"{run.train.dataset}: samples after epoch {epoch}",
         num_columns=figures.GRID_COLUMNS,
         inches=figures.GRID_INCHES,

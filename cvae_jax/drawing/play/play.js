@@ -5,7 +5,10 @@ const clamp = (x, least, most) => Math.min(Math.max(x, least), most);
 
 const meta = JSON.parse(byId("meta").textContent);
 const [HEIGHT, WIDTH, CHANNELS] = meta.image_shape, Z = meta.latent_dim;
-const ALL = Array.from({ length: meta.num_classes }, (_, i) => i);
+const NAMES = meta.class_names, ALL = NAMES.map((_, i) => i);
+// Classes are typed as characters, or where their names are longer, by their numbers.
+const ONE_EACH = NAMES.every((name) => [...name].length === 1), FEW = NAMES.length <= 10;
+const SPACE = ONE_EACH || FEW ? "" : " ";
 const MOST_TEXT = 2000, LEAST_SIZE = 24; // characters; pixels of the screen
 const FIRST_SLIDERS = 8, END = 2.5; // of a direction, in standard deviations of the prior
 const INK = [28, 28, 34], FINER = 4; // pixels of a sharp picture for one of the model's
@@ -229,15 +232,22 @@ function show(canvas, images, settings) {
 
 // ---------------------------------------------------------------- the text
 
-// Return the classes of a text, null for a space, and how many characters are none. Where there
-// are more than ten classes, each number is one.
+// Return the class of a character or a number, -1 for none. A letter without a class of its own
+// has that of the other case.
+function classOf(part) {
+  if (!ONE_EACH) return /^\d+$/.test(part) && Number(part) < NAMES.length ? Number(part) : -1;
+  const places = [part, part.toUpperCase(), part.toLowerCase()].map((one) => NAMES.indexOf(one));
+  return places.find((place) => place >= 0) ?? -1;
+}
+
+// Return the classes of a text, null for a space, and how many characters are none.
 function readText(text) {
   const plain = text.normalize("NFKC").slice(0, MOST_TEXT);
-  const parts = meta.num_classes > 10 ? plain.match(/\d+|\D/gu) : [...plain];
   const items = [];
   let left = 0;
-  for (const part of parts || []) {
-    if (/^\d+$/.test(part) && Number(part) < meta.num_classes) items.push(Number(part));
+  for (const part of (ONE_EACH || FEW ? [...plain] : plain.match(/\d+|\D/gu)) || []) {
+    const label = classOf(part);
+    if (label >= 0) items.push(label);
     else if (/^\s+$/.test(part)) items.push(null);
     else left++;
   }
@@ -251,11 +261,12 @@ const redraw = latest(async () => {
   const images = (await decode(currentHand(), labels)).map(inked);
   sheet = items.map((label) => (label === null ? null : images[labels.indexOf(label)]));
   show(byId("text"), sheet, { height: clamp(0.2 * innerHeight, 110, 250), most: 160 });
-  const written = items.map((label) => label ?? " ").join(meta.num_classes > 10 ? " " : "");
+  const written = items.map((label) => NAMES[label] ?? " ").join(ONE_EACH ? "" : " ");
   byId("text").setAttribute("aria-label", `${labels.length ? written : "nothing"}, in one hand`);
-  const known = `0 to ${meta.num_classes - 1}`, what = left > 1 ? "characters" : "character";
-  byId("note").textContent = !labels.length
-    ? `Type some digits, ${known}${meta.num_classes > 10 ? ", with spaces between them" : ""}.`
+  const known = ONE_EACH ? `${NAMES[0]} to ${NAMES.at(-1)}` : `0 to ${NAMES.length - 1}`;
+  const what = left > 1 ? "characters" : "character";
+  const spaced = SPACE && ", with spaces between them";
+  byId("note").textContent = !labels.length ? `Type some {{things}}, ${known}${spaced}.`
     : left ? `${left} ${what} left out: this model writes ${known} only.` : "";
   byId("save").disabled = !labels.length;
   sample = labels[0] ?? sample;
@@ -454,7 +465,8 @@ const bars = ALL.map((label) => {
   const bar = document.createElement("button");
   bar.type = "button";
   bar.className = "bar";
-  bar.innerHTML = `<span>${label}</span><i><b></b></i><span></span>`;
+  bar.innerHTML = `<span></span><i><b></b></i><span></span>`;
+  bar.firstElementChild.textContent = NAMES[label];
   bar.addEventListener("click", () => {
     reading = label;
     readDrawing();
@@ -486,16 +498,16 @@ const readDrawing = latest(async () => {
     bar.setAttribute("aria-pressed", Boolean(found) && i === label);
     bar.querySelector("b").style.width = `${100 * (belief[i] || 0)}%`;
     bar.lastElementChild.textContent = found ? percent(belief[i]) : "";
-    bar.setAttribute("aria-label", found ? `${i}, ${percent(belief[i])}` : String(i));
+    bar.setAttribute("aria-label", found ? `${NAMES[i]}, ${percent(belief[i])}` : NAMES[i]);
   });
   byId("belief").textContent = found
-    ? `The model reads it as ${best} (${percent(belief[best])})` +
-      (label === best ? "." : `, you as ${label}.`)
+    ? `The model reads it as ${NAMES[best]} (${percent(belief[best])})` +
+      (label === best ? "." : `, you as ${NAMES[label]}.`)
     : "What the model thinks you drew will stand here.";
   byId("honest").textContent = found && meta.usual_bound !== null && highest < meta.usual_bound
     ? "Yet it explains this drawing worse than 99 of 100 test images, so do not trust its belief."
     : "The belief is the model's own: it reads the drawing as each class in turn and compares " +
-      "how well it can explain it. It can be wrong, and it takes anything for a digit. If you " +
+      "how well it can explain it. It can be wrong, and it takes anything for a {{thing}}. If you " +
       "meant another one, choose that.";
   for (const button of document.querySelectorAll("button.mine")) button.disabled = !found;
 });
@@ -537,7 +549,7 @@ function readAddress() {
     const value = Number.parseFloat(text);
     return Number.isFinite(value) ? clamp(value, least, most) : usual;
   };
-  const usual = ALL.slice(0, 10).join(meta.num_classes > 10 ? " " : "");
+  const usual = (ONE_EACH ? NAMES : ALL).slice(0, 10).join(SPACE);
   state.text = (values.get("text") ?? usual).slice(0, MOST_TEXT);
   state.hands = ["a", "b"].map((key, i) => handOfName(values.get(key) ?? "") ?? openingHands[i]);
   state.mix = number(values.get("mix"), 0, 0, 1);
@@ -594,7 +606,7 @@ byId("clear").addEventListener("click", () => {
   readDrawing();
 });
 byId("example").addEventListener("click", async () => {
-  const label = Math.floor(Math.random() * meta.num_classes);
+  const label = Math.floor(Math.random() * NAMES.length);
   const hand = shuffled().latent.map((x) => 0.8 * x);
   putOnPad((await decode(hand, [label]))[0]);
 });
@@ -616,7 +628,7 @@ if (!meta.flow) remove(".flow");
 remove(meta.flow ? ".axes" : ".components");
 if (!directions.length) remove("#directions");
 if (directions.length <= FIRST_SLIDERS) remove("#more");
-if (meta.num_classes > 10) byId("typed").inputMode = "text"; // numbers and spaces
+if (!FEW || !/^\d+$/.test(NAMES.join(""))) byId("typed").inputMode = "text";
 byId("drawing").hidden = CHANNELS !== 1;
 document.body.classList.toggle("colour", CHANNELS !== 1);
 readAddress();
