@@ -54,7 +54,7 @@ def load(name: str, options: DataOptions) -> Splits:
     if root is None or not root.is_dir():
         raise ConfigError(
             f"{name} can't be loaded from --data-dir {root}, which does not exist; --source folder "
-            "needs the folder with a folder of images for each class"
+            "needs a folder that holds a folder of images for each class"
         )
     names, train, test = _find(root)
     if (cache := cache_folder()) is not None:
@@ -120,8 +120,7 @@ def _decode(
     names: list[str], train: list[_File], test: list[_File], options: DataOptions
 ) -> packed.Decoding:
     side = options.image_size
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        is_grey = options.grey or all(pool.map(_is_grey, [*train, *test]))
+    is_grey = options.grey or _are_grey([*train, *test])
     shape = (side, side, 1 if is_grey else 3)
 
     def blocks(files: list[_File], split: str) -> Iterator[Dataset]:
@@ -151,6 +150,19 @@ def _decode(
     return packed.Decoding(
         shape, len(names), tuple(names), blocks(train, _TRAIN), blocks(test, _TEST)
     )
+
+
+def _are_grey(files: list[_File]) -> bool:
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(files), desc="looking for colours", unit="image", delay=1) as bar,
+    ):
+        for start in range(0, len(files), _BLOCK):
+            some = files[start : start + _BLOCK]
+            if not all(pool.map(_is_grey, some)):
+                return False
+            bar.update(len(some))
+    return True
 
 
 def _is_grey(file: _File) -> bool:

@@ -139,13 +139,10 @@ def load_again(run: RunConfig, data: DataOptions) -> Splits:
         ConfigError: as `load_dataset`.
         DataError: as `load_dataset`, or the data are not those of the run.
     """
-    if data.source == "folder":  # what the run's images tell need not be said again
-        side, _, channels = run.image_shape
-        data = dataclasses.replace(data, image_size=side, grey=channels == 1, skip_broken=True)
     splits = load(run.train.dataset, data)
     if splits.fingerprint() != run.data_sha256:
         raise DataError(
             f"the model was trained on other data than this {run.train.dataset}; name them with "
-            "--source and --data-dir as in training"
+            "--source, --data-dir and their other options as in training"
         )
     return splits
