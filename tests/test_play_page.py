@@ -136,6 +136,36 @@ def kind(
     return write(path, model, params, some_facts(model)), model, params
 
 
+@pytest.mark.parametrize(
+    ("names", "heading", "text", "classes", "note"),
+    [
+        (("A", "B", "d"), "Any letter in any hand", "aD Bx", [0, 2, None, 1], "writes A to d only"),
+        (("Bag", "</script>", "Coat"), "Any class in any hand", "201", [2, 0, 1], ""),
+    ],
+    ids=["letters", "things"],
+)
+def test_classes_have_their_names(
+    names: tuple[str, ...],
+    heading: str,
+    text: str,
+    classes: list[int | None],
+    note: str,
+    tmp_path: Path,
+    visit: Callable[..., "Page"],
+) -> None:
+    config = ModelConfig(MNIST, len(names), hidden_dim=8, latent_dim=3, class_names=names)
+    model, params = random_model(config)
+    page = visit(write(tmp_path / "play.html", model, params, some_facts(model)))
+    assert page.title() == page.locator("h1").inner_text() == heading
+    assert page.locator("#bars .bar span:first-child").all_inner_texts() == list(names)
+    page.locator("#typed").fill(text)
+    ready(page)
+    shown = page.locator("#text").get_attribute("aria-label") or ""
+    joined = " " if max(map(len, names)) > 1 else ""
+    assert shown == f"{joined.join(' ' if c is None else names[c] for c in classes)}, in one hand"
+    assert note in page.locator("#note").inner_text()
+
+
 def test_pixels_are_those_of_jax(
     kind: tuple[Path, Model, Params], visit: Callable[..., "Page"]
 ) -> None:
