@@ -23,6 +23,7 @@ FIRST_OPTIONS = {
     "evaluate": "--workdir",
     "page": "--workdir",
     "export": "--workdir",
+    "data": "--sheet",
     "train-judge": "--out",
 }
 HOST_OPTIONS = ["--coordinator-address", "--num-processes", "--process-id"]

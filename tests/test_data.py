@@ -103,7 +103,7 @@ def test_idx_loads_a_folder_under_any_name(tmp_path: Path, monkeypatch: pytest.M
     [
         ({"name": "minst"}, "'minst'.*mnist, fashion_mnist, kmnist"),
         ({"name": "kmnist", "source": "bundled"}, "'kmnist'.*--source tfds"),
-        ({"source": "web"}, "'web'.*auto, bundled, tfds, idx"),
+        ({"source": "web"}, "'web'.*auto, bundled, tfds, emnist, idx, folder"),
         ({"source": "idx"}, "needs --data-dir, the folder of the four IDX files"),
         ({"image_size": 32}, "--image-size needs --source folder"),
         ({"source": "idx", "data_dir": "/no/such/folder"}, "/no/such/folder, which does not exist"),

@@ -175,6 +175,7 @@ def findings(num_classes: int, channels: int = 1, num_pairs: int = 12) -> Page:
         is_active=np.array([True, True, False, True]),
         history=[EpochMetrics(1, 10, 3.0, 2.0, 1.0, 3.5, 2.5, 1.0, 9.0)],
         measurements={name: share((i + 1) / 20, 100, "") for i, name in enumerate(names)},
+        classes=[str(i) for i in range(num_classes)],
     )
 
 

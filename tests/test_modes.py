@@ -295,7 +295,7 @@ def test_a_grid_is_read_back_from_its_picture(shape: tuple[int, int, int], numbe
 
 def test_a_film_shows_all_epochs_in_order_and_stays_at_the_last() -> None:
     image = np.arange(1, 6).reshape(5, 1, 1, 1, 1) / 10 * np.ones((5, 64, 28, 28, 1))
-    picture = modes.film(image, [1, 2, 4, 8, 9], rows(9), num_classes=10)
+    picture = modes.film(image, [1, 2, 4, 8, 9], rows(9), names="0123456789")
     levels = (10 * picture.image[:, 0, 0, 0, 0]).round().astype(int).tolist()
     assert levels == [1, 2, 3, 4, 5, 5, 5, 5, 5]
     assert picture.note[:3] == [
@@ -313,7 +313,7 @@ def test_the_film_of_a_long_run_is_short_and_small(mnist: Splits) -> None:
     shape = (40, 64, 28, 28, 1)
     image = np.asarray(mnist.train.image[: 64 * 40], np.float32).reshape(shape) / 255
     file = io.BytesIO()
-    modes.film(image, range(1, 41), rows(40), num_classes=10).write(file)
+    modes.film(image, range(1, 41), rows(40), names="0123456789").write(file)
     assert file.tell() < 3e6  # though no frame looks like the one before
 
 

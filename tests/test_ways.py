@@ -159,7 +159,7 @@ def test_temperature_and_binary_change_plain_samples(trained: Path, tmp_path: Pa
             {"interpolate": (6, 5), "from_test": True},
             "the test set has no image of class 5; choose one of 6, 8",
         ),
-        ({"restyle": Path("a.png")}, "--restyle needs --digit, the class of your picture"),
+        ({"restyle": Path("a.png")}, "--restyle needs --digit or --class, that of your picture"),
         ({"restyle": Path("a.png"), "digit": 9}, "--digit 9 does not exist in tiny; choose 0 to 8"),
         ({"film": True, "out": Path("a.png")}, "--out a.png can't be used; choose .* ends in .gif"),
         ({"map": True, "out": Path("a.gif")}, "--out a.gif can't be used; choose .* ends in .png"),

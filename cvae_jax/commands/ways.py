@@ -161,7 +161,7 @@ def _film(options: SampleOptions, model: TrainedModel) -> Picture:
         images = np.stack(grids)
     except ValueError as error:
         raise UserError(f"{folder} holds other pictures than grids of samples: {error}") from error
-    return modes.film(images, shown, model.history, config=model.run.model)
+    return modes.film(images, shown, model.history, names=model.run.model.names)
 
 
 _DRAW: dict[str, Callable[[SampleOptions, TrainedModel], Picture]] = {

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from cvae_jax.config import ModelConfig
 from cvae_jax.data.batches import images_at_a_time, map_rows, put_on_device, take_batch
 from cvae_jax.data.dataset import ArrayLike, Dataset, Splits
 from cvae_jax.drawing import figures
@@ -315,7 +314,11 @@ def latent_map(params: Params, dataset: Dataset, label: int | None = None, *, mo
 
 
 def film(
-    image: np.ndarray, epoch: Sequence[int], history: Sequence[EpochMetrics], *, config: ModelConfig
+    image: np.ndarray,
+    epoch: Sequence[int],
+    history: Sequence[EpochMetrics],
+    *,
+    names: Sequence[str],
 ) -> Table:
     """Draw the samples of a run's grids, which have the same latents, from epoch to epoch.
 
@@ -323,10 +326,10 @@ def film(
         image: (T, N, H, W, C) float in [0, 1]; image i of a grid is of class i modulo Y.
         epoch: (T,) their epochs, from 1.
         history: the rows of all epochs.
-        config: of the model.
+        names: Y, of the classes.
     """
-    num_columns, num_rows = min(config.num_classes, _MOST_CLASSES), _FILM_ROWS
-    if config.num_classes > _MOST_CLASSES:
+    num_columns, num_rows = min(len(names), _MOST_CLASSES), _FILM_ROWS
+    if len(names) > _MOST_CLASSES:
         num_rows = 1  # the next classes stand in the next row
     num_shown = num_columns * min(num_rows, image.shape[1] // num_columns)
     notes = [f"epoch {i}: test loss {history[i - 1].test_loss:.2f} nats per image" for i in epoch]
@@ -335,7 +338,7 @@ def film(
         np.concatenate([image, still])[:, :num_shown],
         "the same samples, from epoch to epoch",
         num_columns=num_columns,
-        columns=class_captions(range(num_columns), config.names),
+        columns=class_captions(range(num_columns), names),
         note=notes + notes[-1:] * _FILM_END,
         seconds=_FILM_SECONDS,
     )
