@@ -159,6 +159,7 @@ def run(options: SampleOptions) -> None:
         from cvae_jax import api
         from cvae_jax.commands import ways
         from cvae_jax.drawing import modes
+        from cvae_jax.drawing.figures import class_captions
         from cvae_jax.runtime import devices
         from cvae_jax.runtime.files import user_path, whole_file, write_arrays
 
@@ -181,7 +182,9 @@ def run(options: SampleOptions) -> None:
     print(f"model: {model.checkpoint}", flush=True)
     if way == "samples":
         label = choose_labels(digit, options.num, model.run, is_picture=bool(out))
-        of = "every class" if digit is None else f"class {model.run.model.names[digit]}"
+        of = "every class"
+        if digit is not None:
+            of = f"class {class_captions([digit], model.run.model.names)[0]}"
         picture: Picture = modes.samples(
             model.params,
             np.array(label, np.int32),

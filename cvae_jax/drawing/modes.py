@@ -34,7 +34,7 @@ NUM_FRAMES = 48
 _STEPS, _CHANGE = 11, (1 / 3, 2 / 3)  # images of an interpolation; where its class changes
 _REACH, _REACH_STEPS = 3.0, 13  # of a direction, in standard deviations of the prior
 _PLACES, _WITHIN = 9, 0.98  # along a side of a map; share of the test images between its sides
-_COLUMNS, _MOST_CLASSES = 10, 20  # of reconstructions; that are drawn side by side
+_COLUMNS, _MOST_CLASSES = 10, 26  # of reconstructions; that are drawn side by side
 _IN_SHEET, _MOST_IN_SHEET = 12, 100  # images of a class; classes
 _PHOTO_SCALE = 5  # a photo is shown with as many times the pixels of an image
 # Of a film: rows, frames, the time of each, and how often the last one is repeated.
@@ -81,7 +81,7 @@ def text(params: Params, label: np.ndarray, latent: np.ndarray, *, model: Model)
         model: the model that `params` belong to.
     """
     hands = "in one hand" if len(latent) == 1 else f"in {len(latent)} hands, a row for each"
-    title = f"{''.join(model.config.names[one] for one in label)} {hands}"
+    title = f"{''.join(class_captions(label, model.config.names))} {hands}"
     image = _every_label(params, latent, label, model=model)
     return Table(image, title, num_columns=len(label), is_joined=True)
 
@@ -97,7 +97,7 @@ def same_style(params: Params, latent: np.ndarray, *, model: Model) -> Table:
     label = shown_classes(model)
     return Table(
         _every_label(params, latent, label, model=model),
-        "every class in the same hand, a row for each hand",
+        f"{_shown(model)} in the same hand, a row for each hand",
         num_columns=len(label),
         columns=class_captions(label, model.config.names),
     )
@@ -260,7 +260,7 @@ def restyle(
     large[0, 0] = _fit_into(photo, large.shape[2:])
     return Table(
         large.reshape(-1, *large.shape[2:]),
-        f"every class in the hand of {class_captions([label], model.config.names)[0]}",
+        f"{_shown(model)} in the hand of {class_captions([label], model.config.names)[0]}",
         num_columns=num_columns,
         rows=["your picture", "prepared"],
     )
@@ -432,6 +432,11 @@ def encode(params: Params, dataset: Dataset, *, model: Model) -> tuple[np.ndarra
 def shown_classes(model: Model) -> np.ndarray:
     """Return the classes that are drawn where every class is, (L,) int32."""
     return np.arange(min(model.config.num_classes, _MOST_CLASSES), dtype=np.int32)
+
+
+def _shown(model: Model) -> str:
+    number = model.config.num_classes
+    return "every class" if number <= _MOST_CLASSES else f"{_MOST_CLASSES} of {number} classes"
 
 
 def grey_levels(image: ArrayLike) -> np.ndarray:
