@@ -44,7 +44,7 @@ def train(programs: Programs, state: TrainState, num_epochs: int) -> tuple[Train
         programs._replace(test=lambda params: []),
         state,
         num_epochs,
-        is_saved=lambda epoch: False,
+        is_copied=lambda epoch: False,
         is_drawn=lambda epoch: False,
         is_stopped=lambda: False,
         label=np.zeros(0, np.int32),

@@ -65,6 +65,9 @@ class RunOptions:
     """Epochs between two checkpoints; the last epoch always saves one."""
     quiet: bool = False
     """Print warnings and errors only."""
+    tensorboard: bool = False
+    """Write losses, samples and reconstructions for TensorBoard, too. Needs the extra
+    tensorboard."""
 
     def __post_init__(self) -> None:
         allowed = get_args(PresetName)

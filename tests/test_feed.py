@@ -170,7 +170,7 @@ def test_work_is_dispatched_up_to_the_last_epoch_or_until_a_stop(
                 programs,
                 state,
                 2,
-                is_saved=lambda epoch: epoch == 1,
+                is_copied=lambda epoch: epoch == 1,
                 is_drawn=lambda epoch: epoch == 2,
                 is_stopped=is_stopped,
                 label=np.arange(4, dtype=np.int32),

@@ -142,12 +142,20 @@ def require_finite(step: int, sums: LossSums, is_finite: bool, steps_per_epoch: 
     )
 
 
+def shown(row: EpochMetrics) -> dict[str, str]:
+    """Return a row by column, as metrics.csv shows it."""
+    return {
+        name: f"{value:.4f}" if isinstance(value, float) else f"{value}"
+        for name, value in row._asdict().items()
+    }
+
+
 def write_metrics(workdir: Path, history: Sequence[EpochMetrics]) -> None:
     """Write metrics.csv anew: one row an epoch, losses in nats per image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(EpochMetrics._fields)
     for row in history:
-        writer.writerow(f"{value:.4f}" if isinstance(value, float) else value for value in row)
+        writer.writerow(shown(row).values())
     with whole_file(workdir / METRICS) as file:
         file.write(text.getvalue().encode())

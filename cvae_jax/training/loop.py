@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,9 @@ from cvae_jax.training.optimizer import build_optimizer
 from cvae_jax.training.step import TrainState, init_state, is_finite, train_steps
 from cvae_jax.training.test_loss import compute_test_loss
 
+if TYPE_CHECKING:
+    from cvae_jax.training.tensorboard import Board
+
 BATCHES_PER_LINE = 100
 """Batches between two printed lines within an epoch."""
 
@@ -69,7 +72,8 @@ def train(
     """Train a model up to an epoch, from its newest checkpoint where there is one.
 
     Everything is written below the workdir: config.json, metrics.csv, samples/, loss.png and
-    checkpoints/. A run that is stopped and resumed ends with the same bits as one that was not.
+    checkpoints/, on demand tensorboard/. A run that is stopped and resumed ends with the same bits
+    as one that was not.
 
     Args:
         config: what to train.
@@ -82,8 +86,8 @@ def train(
         The workdir.
 
     Raises:
-        ConfigError: the workdir holds a run with other settings, the data set does not exist, or
-            the batch can't be divided among the devices.
+        ConfigError: the workdir holds a run with other settings, the data set does not exist, the
+            batch can't be divided among the devices, or tensorboardX is needed and missing.
         DataError: the data set can't be fetched or read.
         CheckpointError: the checkpoints can't be read or written.
         UserError: a file can't be written, another process trains there, or the loss or the
@@ -91,6 +95,8 @@ def train(
         InterruptedRunError: SIGINT or SIGTERM stopped the run; it was saved.
         HostError: several processes train together, and one of them failed.
     """
+    if options.tensorboard:
+        from cvae_jax.training.tensorboard import Board  # late, because it needs an extra
     if config.schedule == "cosine" and config.decay_epochs is None:
         config = dataclasses.replace(config, decay_epochs=options.epochs)
     name = config.dataset
@@ -119,17 +125,22 @@ def train(
             f"{len(splits.test.label):,} test images of shape {run.image_shape}, "
             f"{run.num_classes} classes"
         )
-        shared = (options.epochs, options.sample_every, options.checkpoint_every, folder.resolve())
+        every = (options.sample_every, options.checkpoint_every)
+        shared = (options.epochs, *every, options.tensorboard, folder.resolve())
         hosts.require_equal(
             records.encode(run) + repr(shared).encode(), "settings, data or workdir"
         )
+        board = None
+        if options.tensorboard and hosts.is_first():
+            board = Board(folder, run, splits.test)
+            say(f"to watch: tensorboard --logdir {shlex.quote(str(folder))}")
         with workdir.lock(folder) if hosts.is_first() else contextlib.nullcontext():
             newest = _prepare(folder, run)
             programs = build_programs(run, splits, mesh, hosts.least(_data_memory(spread)))
             if not programs.is_resident:
                 say("data: too large for the device (--data-memory), so it streams")
             with signals.watch() as find_signal:
-                _train(run, programs, options, folder, newest, find_signal, say)
+                _train(run, programs, options, folder, newest, find_signal, say, board)
         say(f"results are in {folder}. To draw digits: {_sample_command(splits, folder)}")
     return folder
 
@@ -187,7 +198,7 @@ class Dispatch(NamedTuple):
     test: list[LossSums] | None  # at the end of an epoch
     samples: jax.Array | None  # at the end of an epoch that is drawn
     # The next dispatch takes over the memory of this state, unless it is the copy that is made at
-    # the end of an epoch that is saved.
+    # the end of an epoch that is saved, or drawn for TensorBoard.
     state: TrainState
 
 
@@ -287,7 +298,7 @@ def dispatch_epochs(
     state: TrainState,
     num_epochs: int,
     *,
-    is_saved: Callable[[int], bool],
+    is_copied: Callable[[int], bool],
     is_drawn: Callable[[int], bool],
     is_stopped: Callable[[], object],
     label: np.ndarray,
@@ -298,7 +309,7 @@ def dispatch_epochs(
         programs: from `build_programs`.
         state: the start, which may be in the middle of an epoch; its memory is taken over.
         num_epochs: the epoch after which the run ends.
-        is_saved: whether the state at the end of an epoch, numbered from 1, is copied.
+        is_copied: whether the state at the end of an epoch, numbered from 1, is copied.
         is_drawn: whether samples are drawn at the end of an epoch, numbered from 1.
         is_stopped: called before each dispatch; a true result ends the run.
         label: (N,) classes to draw.
@@ -320,7 +331,7 @@ def dispatch_epochs(
                 samples=(
                     programs.samples(state.tested, label) if is_end and is_drawn(epoch) else None
                 ),
-                state=programs.copy(state) if is_end and is_saved(epoch) else state,
+                state=programs.copy(state) if is_end and is_copied(epoch) else state,
             )
 
 
@@ -342,6 +353,7 @@ def _train(
     newest: Path | None,
     find_signal: Callable[[], int | None],
     say: Callable[[str], None],
+    board: "Board | None",
 ) -> None:
     """Train the remaining epochs, and write the files of each epoch as it ends."""
     directory = folder / workdir.CHECKPOINTS
@@ -352,6 +364,8 @@ def _train(
     else:
         state, start = programs.init(), Progress()
     progress, num_epochs = start, len(start.history)
+    if board:
+        board.start(progress.history)
     if num_epochs >= options.epochs:
         if hosts.is_first():
             _write_history(progress, run, folder)  # they may have been lost
@@ -368,12 +382,13 @@ def _train(
         return epoch % every == 0 or epoch == options.epochs
 
     is_saved = partial(is_due, every=options.checkpoint_every)
+    is_drawn = partial(is_due, every=options.sample_every)
     dispatches = dispatch_epochs(
         programs,
         state,
         options.epochs,
-        is_saved=is_saved,
-        is_drawn=partial(is_due, every=options.sample_every),
+        is_copied=lambda epoch: is_saved(epoch) or (options.tensorboard and is_drawn(epoch)),
+        is_drawn=is_drawn,
         is_stopped=find_signal,
         label=_grid_label(run),
     )
@@ -390,6 +405,10 @@ def _train(
                 write_metrics(folder, progress.history)
             if dispatch.samples is not None:
                 _draw_grid(dispatch.samples, run, epoch, folder)
+                if board:
+                    board.draw(state.tested, epoch)
+            if board:
+                board.add(progress.history[-1])
         # The checkpoint comes last: where it exists, so does everything that belongs before it.
         if is_saved(epoch):
             checkpoints.save(directory, _parts(state), run, progress)
