@@ -44,8 +44,8 @@ class Model(NamedTuple):
     init: Callable[[jax.Array], Params]
     """init(key) returns the parameters that training starts from."""
     autoencode: Callable[[Params, jax.Array, jax.Array, jax.Array], Autoencoding]
-    """autoencode(params, image, label, noise): noise (B, Z) standard normal draws from
-    q(z | x, y); zeros give the centre of q."""
+    """autoencode(params, image, label, noise) returns a draw for each image. Standard normal noise
+    (B, Z) draws from q(z | x, y); zeros give the centre of q."""
     decode: Callable[[Params, jax.Array, jax.Array], jax.Array]
     """decode(params, latent, label) returns logits (B, H, W, C); with a standard normal latent
     (B, Z) they are those of a sample of p(x | y)."""
