@@ -1,8 +1,11 @@
 """A conditional variational autoencoder in JAX that draws the digit you ask for.
 
-    import cvae_jax
-    model = cvae_jax.train("mnist", epochs=3)
-    sixes = model.sample(6)
+Example:
+    >>> import cvae_jax
+    >>> model = cvae_jax.load("original")  # or train("mnist", epochs=3), or load("runs/mnist")
+    >>> sixes = model.sample(6)  # pixel means in [0, 1]
+    >>> sixes.shape
+    (10, 28, 28, 1)
 
 Names are imported at their first use, so that `import cvae_jax` is fast.
 """

@@ -1,5 +1,7 @@
 """The Python API: train a model, load it, and use it."""
 
+from __future__ import annotations  # so that the pages of the API show ArrayLike by its name
+
 import dataclasses
 from functools import cached_property
 from pathlib import Path
@@ -39,9 +41,7 @@ from cvae_jax.storage.history import EpochMetrics
 _IMAGES_AT_A_TIME, _LATENTS_AT_A_TIME = 100, 100
 
 
-def train(
-    data: str | Splits = "mnist", *, verbose: bool = False, **settings: Any
-) -> "TrainedModel":
+def train(data: str | Splits = "mnist", *, verbose: bool = False, **settings: Any) -> TrainedModel:
     """Train a model, or resume its run, and return it as `load` does.
 
     Args:
@@ -54,6 +54,13 @@ def train(
         TypeError: a setting does not exist.
         ConfigError: a setting is out of bounds.
         UserError: the run failed, as in `training.loop.train`.
+
+    Example:
+        >>> import cvae_jax
+        >>> small = {"hidden_dim": 64, "latent_dim": 10, "workdir": "runs/small"}
+        >>> model = cvae_jax.train("mnist", epochs=1, num_devices=1, **small)
+        >>> 100 < model.history[0].test_loss < 250  # nats per image
+        True
     """
     from cvae_jax.training import loop  # late, so that `load` starts without it
 
@@ -83,7 +90,7 @@ def train(
     return load(loop.train(config, options, source, spread, splits))
 
 
-def load(folder: str | Path, step: int | None = None) -> "TrainedModel":
+def load(folder: str | Path, step: int | None = None) -> TrainedModel:
     """Load a trained model.
 
     Args:
@@ -94,6 +101,12 @@ def load(folder: str | Path, step: int | None = None) -> "TrainedModel":
     Raises:
         ConfigError: there is no such folder or step.
         CheckpointError: there is no checkpoint, or it is damaged or can't be read.
+
+    Example:
+        >>> import cvae_jax
+        >>> model = cvae_jax.load("original")
+        >>> model.run.train.dataset, model.run.image_shape, model.run.train.latent_dim
+        ('mnist', (28, 28, 1), 50)
     """
     if folder in get_args(Pretrained) and not Path(folder).exists():
         folder = PRETRAINED / folder
@@ -153,6 +166,21 @@ class TrainedModel:
     the first. A label is a class from 0 to Y - 1: one for all images, or one for each. The result
     for a single image has no first axis. Images or labels that don't fit the model raise
     ValueError.
+
+    Attributes:
+        checkpoint: the folder of the checkpoint, or the file of the weights.
+        run: the settings.
+        model: its pure functions, from `build_model`.
+        params: their parameters.
+        history: the losses of each epoch; empty for weights alone.
+
+    Example:
+        >>> import cvae_jax
+        >>> model = cvae_jax.load("original")
+        >>> image = cvae_jax.load_dataset("mnist", source="bundled").test.image[0]  # of a 7
+        >>> latent = model.encode(image, 7)  # its handwriting ...
+        >>> model.decode(latent, 3).shape  # ... in a 3
+        (28, 28, 1)
     """
 
     checkpoint: Path
@@ -163,7 +191,13 @@ class TrainedModel:
 
     @property
     def step(self) -> int | None:
-        """Steps of training of a checkpoint; None for weights alone."""
+        """Steps of training of a checkpoint; None for weights alone.
+
+        Example:
+            >>> import cvae_jax
+            >>> cvae_jax.load("original").step is None
+            True
+        """
         return int(name) if (name := self.checkpoint.name).isdecimal() else None
 
     def sample(
@@ -176,6 +210,15 @@ class TrainedModel:
             num: number of images of one class.
             seed: from 0 to 2**32 - 1; equal seeds give equal images.
             temperature: what the latents are multiplied by: below 1 for more usual images.
+
+        Example:
+            >>> import cvae_jax
+            >>> model = cvae_jax.load("original")
+            >>> sixes = model.sample(6, num=4, seed=1)
+            >>> sixes.shape, sixes.dtype.name, bool((sixes == model.sample(6, 4, seed=1)).all())
+            ((4, 28, 28, 1), 'float32', True)
+            >>> model.sample([2, 0, 2, 6], temperature=0.7).shape  # each once
+            (4, 28, 28, 1)
         """
         _require_count("num", num, 1)
         _require_count("seed", seed, 0, LARGEST_SEED)
@@ -186,7 +229,21 @@ class TrainedModel:
         return draw_images(self.params, labels, seed, model=self.model, temperature=temperature)
 
     def encode(self, image: npt.ArrayLike, label: npt.ArrayLike) -> np.ndarray:
-        """Return the centre of q(z | x, y), (Z,) or (N, Z), where the prior is N(0, I)."""
+        """Return the centre of q(z | x, y), (Z,) or (N, Z), where the prior is N(0, I).
+
+        Args:
+            image: one image or several.
+            label: a class, or one for each image.
+
+        Example:
+            >>> import cvae_jax
+            >>> model = cvae_jax.load("original")
+            >>> test = cvae_jax.load_dataset("mnist", source="bundled").test
+            >>> model.encode(test.image[0], test.label[0]).shape
+            (50,)
+            >>> model.encode(test.image[:20], test.label[:20]).shape
+            (20, 50)
+        """
         images, is_one = self._images(image)
         latent = self._encode(self.params, images, self._labels(label, (len(images),)))
         return np.asarray(latent)[0] if is_one else np.asarray(latent)
@@ -197,6 +254,19 @@ class TrainedModel:
         Args:
             latent: (Z,) or (N, Z), for example from `encode`.
             label: a class, or one for each latent.
+
+        Example:
+            >>> import cvae_jax
+            >>> import numpy as np
+            >>> model = cvae_jax.load("original")
+            >>> test = cvae_jax.load_dataset("mnist", source="bundled").test
+            >>> latent = model.encode(test.image[0], test.label[0])
+            >>> again = model.decode(latent, test.label[0])
+            >>> bool(np.abs(again - test.image[0] / 255).mean() < 0.05)
+            True
+            >>> digits = np.arange(10)
+            >>> model.decode(np.tile(latent, (10, 1)), digits).shape  # all in one handwriting
+            (10, 28, 28, 1)
         """
         latents = np.asarray(latent, np.float32)
         is_one, size = latents.ndim == 1, self.model.latent_dim
@@ -219,6 +289,14 @@ class TrainedModel:
             label: a class, or one for each image.
             num_samples: latents of each image.
             seed: from 0 to 2**32 - 1; fixes the latents.
+
+        Example:
+            >>> import cvae_jax
+            >>> model = cvae_jax.load("original")
+            >>> image = cvae_jax.load_dataset("mnist", source="bundled").test.image[0] > 127
+            >>> as_seven, as_one = (model.log_likelihood(image, label) for label in (7, 1))
+            >>> bool(as_one < as_seven < 0)
+            True
         """
         _require_count("num_samples", num_samples, 1)
         _require_count("seed", seed, 0, LARGEST_SEED)

@@ -23,6 +23,16 @@ def build_model(config: ModelConfig, precision: Precision = "float32") -> Model:
     Args:
         config: the settings that fix its arrays.
         precision: type of its matrix products and activations; the parameters are float32.
+
+    Example:
+        >>> import jax
+        >>> import cvae_jax
+        >>> from cvae_jax.config import ModelConfig
+        >>> model = cvae_jax.build_model(ModelConfig(image_shape=(28, 28, 1), num_classes=10))
+        >>> params = model.init(jax.random.key(0))
+        >>> latent = jax.random.normal(jax.random.key(1), (4, model.latent_dim))
+        >>> model.decode(params, latent, jax.numpy.array([2, 0, 2, 6])).shape
+        (4, 28, 28, 1)
     """
     model = FAMILIES[config.name](config, precision)
     return with_flow(model) if config.prior == "flow" else model

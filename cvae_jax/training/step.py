@@ -87,6 +87,26 @@ def train_step(
 
     Returns:
         The new state, and the loss of the batch before the step.
+
+    Example:
+        >>> from functools import partial
+        >>> import jax, numpy as np, optax
+        >>> import cvae_jax
+        >>> from cvae_jax.config import ModelConfig
+        >>> from cvae_jax.data.batches import Batch
+        >>> from cvae_jax.training.step import init_state
+        >>> model = cvae_jax.build_model(ModelConfig(image_shape=(28, 28, 1), num_classes=10))
+        >>> optimizer = optax.adam(1e-3)
+        >>> state = init_state(jax.random.key(0), model, optimizer)
+        >>> image, label = cvae_jax.load_dataset("mnist", source="bundled").train
+        >>> batch = Batch(image[:100] / np.float32(255), label[:100], np.ones(100, np.float32))
+        >>> step = jax.jit(partial(cvae_jax.train_step, model=model, optimizer=optimizer))
+        >>> losses = []
+        >>> for _ in range(5):
+        ...     state, sums = step(state, batch, jax.random.key(1))
+        ...     losses.append(float(sums.loss / sums.num_examples))  # nats per image
+        >>> int(state.step), losses[4] < losses[0]
+        (5, True)
     """
     noise_key = jax.random.fold_in(key, state.step)
     noise = batch_noise(noise_key, len(batch.label), model.latent_dim)
