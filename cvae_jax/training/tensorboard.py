@@ -106,9 +106,10 @@ class Board:
         again = self._reconstruct(jax.device_get(params), self._image, self._label)
         table = Table(
             np.concatenate([self._image, np.asarray(again)]),
-            f"{self._dataset}: test images, and under each its reconstruction after epoch {epoch}",
+            f"{self._dataset}: test images, and under each its reconstruction",
             num_columns=len(self._image),
             rows=["image", "again"],
+            note=f"after epoch {epoch}",
         )
         with whole_file(self._pictures(epoch)[_RECONSTRUCTIONS]) as file:
             table.figure(_DPI).savefig(file, format="png")
