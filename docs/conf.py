@@ -2,7 +2,6 @@
 
 import os
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ version = release = cvae_jax.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["html_image"]  # README's pictures have a width
 default_role = "code"  # our docstrings have `names` in single quotes, as Markdown has
-smartquotes_action = "qe"  # quotes and ellipses; `--` begins an option
 highlight_language = "text"  # of blocks that name none; most are commands
 napoleon_use_ivar = True  # attributes are a list, like parameters
 autodoc_member_order = "bysource"
@@ -51,6 +49,7 @@ html_static_path = ["style"]
 html_css_files = ["pages.css"]
 
 _INCLUDED = re.compile(r"<!-- include (\S+) -->")
+_OPTION, _HIDDEN = re.compile("--[a-z][a-z-]*[a-z]"), "\ue000"
 _LINK = re.compile(r'(\]\(|src=")(?!https?:|#)([^)#"\s]+)')
 
 
@@ -81,16 +80,22 @@ def take_in(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = _INCLUDED.sub(contents, lead(source[0], docs))
 
 
-def swap(old: str, new: str, _app: Sphinx, what: str, *rest: Any) -> None:
-    """Replace characters in the text of an attribute."""
+def hide_colons(_app: Sphinx, what: str, *rest: Any) -> None:
+    """Hide colons from napoleon, which takes "Model. mlp: the original" for a type and a text."""
     if what == "attribute":
         lines: list[str] = rest[-1]
-        lines[:] = [line.replace(old, new) for line in lines]
+        lines[:] = [line.replace(":", _HIDDEN) for line in lines]
+
+
+def show_colons(_app: Sphinx, what: str, *rest: Any) -> None:
+    """Show colons again, and options as code."""
+    if what == "attribute":
+        lines: list[str] = rest[-1]
+        lines[:] = [_OPTION.sub(r"`\g<0>`", line.replace(_HIDDEN, ":")) for line in lines]
 
 
 def setup(app: Sphinx) -> None:
-    """Connect what is above; napoleon would take "Model. mlp: the original" for type and text."""
+    """Connect the functions above; napoleon's own has the priority 500."""
     app.connect("source-read", take_in)
-    event, hidden = "autodoc-process-docstring", "\ue000"
-    app.connect(event, partial(swap, ":", hidden), priority=400)  # napoleon's own is 500
-    app.connect(event, partial(swap, hidden, ":"), priority=600)
+    app.connect("autodoc-process-docstring", hide_colons, priority=400)
+    app.connect("autodoc-process-docstring", show_colons, priority=600)
