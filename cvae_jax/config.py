@@ -21,6 +21,7 @@ Schedule = Literal["constant", "cosine"]
 Source = Literal["auto", "bundled", "tfds", "idx", "emnist", "folder"]
 PresetName = Literal["original", "quick", "best", "best-accelerator"]
 Pretrained = Literal["original", "best"]
+Format = Literal["safetensors", "pth", "onnx", "stablehlo"]
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 """The folder of the trained models in this package, each in a folder of its name."""

@@ -24,6 +24,7 @@ FIRST_OPTIONS = {
     "page": "--workdir",
     "export": "--workdir",
     "data": "--sheet",
+    "import": "--workdir",
     "train-judge": "--out",
 }
 HOST_OPTIONS = ["--coordinator-address", "--num-processes", "--process-id"]

@@ -12,6 +12,7 @@ PACKAGE = Path(cvae_jax.__file__).parent
 ORDER = [
     {"__main__"},
     {"commands"},
+    {"formats"},
     {"api"},
     {"training"},
     {"evaluation"},

@@ -38,6 +38,7 @@ COMMANDS = {  # name: module and its dataclass of options
     "page": ("page", "PageOptions"),
     "export": ("export", "ExportOptions"),
     "data": ("data", "DataCommand"),
+    "import": ("import_", "ImportOptions"),
     "train-judge": ("train_judge", "JudgeOptions"),
 }
 _LEAST_COLUMNS = 40  # Tyro's help never ends in a terminal of one or two

@@ -1,68 +1,53 @@
-"""`cvae-jax export`: write a trained model's weights into files that last."""
+"""`cvae-jax export`: write a trained model into files for other programs."""
 
-import contextlib
 import dataclasses
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from cvae_jax.commands.cli import many_imports
-from cvae_jax.config import ModelOptions, require
+from cvae_jax.config import Format, ModelOptions, require
 from cvae_jax.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cvae_jax.api import TrainedModel
 
 _Dtype = Literal["float32", "float16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions(ModelOptions):
-    """Write a model's weights and settings as model.safetensors and config.json."""
+    """Write a trained model into files for other programs."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """Folder to write into; cvae_jax.load reads it."""
+    """Folder to write into."""
+    format: Format = "safetensors"
+    """safetensors: weights, settings and a model card, for any model; cvae_jax.load reads them.
+    pth: a checkpoint of the PyTorch original, with Adam's state where the model has it.
+    onnx: decoder and encoder of the original. stablehlo: those of any model, for JAX of about
+    the same version."""
     dtype: _Dtype = "float32"
-    """Type of the weights in the file. float16 halves it and hardly changes a pixel."""
+    """Type of the weights in safetensors. float16 halves them and hardly changes a pixel."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        allowed = get_args(_Dtype)
-        require(self.dtype in allowed, "dtype", repr(self.dtype), " or ".join(allowed))
+        for name, kind in (("format", Format), ("dtype", _Dtype)):
+            value, allowed = getattr(self, name), get_args(kind)
+            require(value in allowed, name, repr(value), " or ".join(allowed))
+        if self.dtype != "float32" and self.format != "safetensors":
+            raise ConfigError(f"--format {self.format} takes no --dtype; leave one of the two out")
 
 
 def run(options: ExportOptions) -> None:
-    """Write the weights, the settings and, where the model has one, its evaluation."""
+    """Write a model's files, and print their names."""
     with many_imports():
-        from cvae_jax import api
+        from cvae_jax import api, formats
         from cvae_jax.runtime import devices
-        from cvae_jax.runtime.files import user_path, whole_file
-        from cvae_jax.storage import weights
-        from cvae_jax.storage.workdir import CHECKPOINTS, EVALUATION
+        from cvae_jax.runtime.files import user_path
 
     folder = user_path("DIR", options.directory)
-    if (folder / CHECKPOINTS).exists():
-        raise ConfigError(f"DIR {folder} holds a run, whose settings would be lost; name another")
     devices.describe()  # reports in one line where JAX can't start
     model = api.load(options.model_folder, options.step)
     print(f"model: {model.checkpoint}", flush=True)
-    evaluation = _read_evaluation(user_path("workdir", options.model_folder) / EVALUATION, model)
-    (folder / EVALUATION).unlink(missing_ok=True)  # of the weights that are replaced now
-    weights.write(folder, model.run, model.params, options.dtype)
-    written = [weights.WEIGHTS, weights.CONFIG]
-    if evaluation:
-        with whole_file(folder / EVALUATION) as file:
-            file.write(evaluation)
-        written.append(EVALUATION)
-    print(f"wrote {', '.join(written)} in {folder}")
-
-
-def _read_evaluation(path: Path, model: "TrainedModel") -> bytes | None:
-    """Return the file of the model's own evaluation; None where there is none, or another's."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        contents = path.read_bytes()
-        if model.step is None or json.loads(contents)["step"] == model.step:
-            return contents
-    return None
+    module = formats.find(options.format, model.run)
+    settings = {"dtype": options.dtype} if options.format == "safetensors" else {}
+    names = module.write(folder, model, **settings)
+    print(f"wrote {', '.join(names)} in {folder}")

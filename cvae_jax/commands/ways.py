@@ -139,7 +139,7 @@ def _map(options: SampleOptions, model: TrainedModel) -> Picture:
 
 
 def _film(options: SampleOptions, model: TrainedModel) -> Picture:
-    if not model.history:
+    if model.step is None:
         raise ConfigError(f"--film needs the workdir of a run, and {model.checkpoint} is none")
     folder = user_path("workdir", options.model_folder) / workdir.SAMPLES
     epochs = {
@@ -147,7 +147,7 @@ def _film(options: SampleOptions, model: TrainedModel) -> Picture:
         for path in folder.glob("epoch_*.png")
         if (found := re.fullmatch(r"epoch_(\d+)", path.stem))
     }
-    shown = modes.choose_epochs([one for one in sorted(epochs) if one <= len(model.history)])
+    shown = modes.choose_epochs(sorted(epochs.keys() & {row.epoch for row in model.history}))
     if len(shown) < 2:
         raise UserError(
             f"a film needs the sample grids of two epochs, and {folder} has {len(shown)}; train "

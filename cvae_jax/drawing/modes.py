@@ -325,14 +325,15 @@ def film(
     Args:
         image: (T, N, H, W, C) float in [0, 1]; image i of a grid is of class i modulo Y.
         epoch: (T,) their epochs, from 1.
-        history: the rows of all epochs.
+        history: the rows of these epochs, among others.
         names: Y, of the classes.
     """
     num_columns, num_rows = min(len(names), _MOST_CLASSES), _FILM_ROWS
     if len(names) > _MOST_CLASSES:
         num_rows = 1  # the next classes stand in the next row
     num_shown = num_columns * min(num_rows, image.shape[1] // num_columns)
-    notes = [f"epoch {i}: test loss {history[i - 1].test_loss:.2f} nats per image" for i in epoch]
+    loss = {row.epoch: row.test_loss for row in history}
+    notes = [f"epoch {i}: test loss {loss[i]:.2f} nats per image" for i in epoch]
     still = image[-1:].repeat(_FILM_END, axis=0)
     return Table(
         np.concatenate([image, still])[:, :num_shown],

@@ -65,7 +65,7 @@ class Encoder(nn.Module):
         hidden = _add_label(hidden, label, self.config.num_classes, self.dtype)
         for _ in range(ENCODER_BLOCKS[1]):
             hidden = ResidualBlock(self.dtype)(hidden)
-        flat = nn.silu(hidden).reshape(len(image), -1)
+        flat = nn.silu(hidden).reshape(image.shape[0], -1)
         moments = nn.Dense(2 * self.config.latent_dim, dtype=self.dtype)(flat)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return (

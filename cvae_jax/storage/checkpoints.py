@@ -106,7 +106,7 @@ def find_damage(checkpoint: Path) -> str | None:
 
 def _step(run: RunConfig, progress: Progress) -> int:
     """Return the step that a run had reached: whole epochs, then full batches."""
-    whole = progress.history[-1].step if progress.history else 0
+    whole = progress.history[-1].step if progress.history else progress.steps_before
     return whole + round(progress.num_examples / run.train.batch_size)
 
 

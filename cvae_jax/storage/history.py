@@ -54,13 +54,21 @@ class EpochMetrics(NamedTuple):
 class Progress:
     """What a checkpoint holds beside the state, so that a resumed run ends the same.
 
-    The sums are those of the epoch in progress, in nats and in double precision.
+    The sums are those of the epoch in progress, in nats and in double precision. An imported run
+    has epochs before its history: they were trained elsewhere, and their losses are not known.
     """
 
     history: tuple[EpochMetrics, ...] = ()
     reconstruction: float = 0.0
     kl: float = 0.0
     num_examples: float = 0.0
+    epochs_before: int = 0
+    steps_before: int = 0
+
+    @property
+    def num_epochs(self) -> int:
+        """The number of epochs that are over, imported ones too."""
+        return self.epochs_before + len(self.history)
 
 
 def add_sums(progress: Progress, sums: LossSums) -> Progress:
@@ -98,7 +106,7 @@ def end_epoch(progress: Progress, step: int, test: Progress, seconds: float) -> 
         for sums in (progress, test)
     )
     row = EpochMetrics(
-        len(progress.history) + 1,
+        progress.num_epochs + 1,
         step,
         sum(train_terms),
         *train_terms,
@@ -111,7 +119,10 @@ def end_epoch(progress: Progress, step: int, test: Progress, seconds: float) -> 
             f"the test loss after step {step} (epoch {row.epoch}) is {row.test_loss}; try a "
             "smaller --learning-rate in another --workdir"
         )
-    return Progress(history=(*progress.history, row))
+    history = (*progress.history, row)
+    return dataclasses.replace(
+        progress, history=history, reconstruction=0.0, kl=0.0, num_examples=0.0
+    )
 
 
 def require_finite(step: int, sums: LossSums, is_finite: bool, steps_per_epoch: int) -> None:

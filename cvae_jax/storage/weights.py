@@ -67,7 +67,7 @@ def read(folder: Path) -> tuple[RunConfig, Params]:
 def to_names(run: RunConfig, params: Params) -> dict[str, np.ndarray]:
     """Return a model's arrays by their names in a file."""
     params = jax.tree.map(np.asarray, params)
-    if not _is_original(run):
+    if not is_original(run):
         return {".".join(path): array for path, array in flatten_dict(params).items()}
     layers = {name: params[ours] for name, ours in _LAYERS.items()}
     names, ours = _MOMENTS
@@ -87,7 +87,7 @@ def from_names(run: RunConfig, arrays: Mapping[str, np.ndarray]) -> Params:
     Raises:
         ValueError: an array is missing, unknown, of another shape, or not finite.
     """
-    if _is_original(run):
+    if is_original(run):
         arrays = _from_torch(arrays)
     like = jax.eval_shape(lambda: build_model(run.model).init(jax.random.key(0)))
     wanted = {".".join(path): leaf.shape for path, leaf in flatten_dict(like).items()}
@@ -102,7 +102,8 @@ def from_names(run: RunConfig, arrays: Mapping[str, np.ndarray]) -> Params:
     return jax.device_put(unflatten_dict(tree))
 
 
-def _is_original(run: RunConfig) -> bool:
+def is_original(run: RunConfig) -> bool:
+    """Return whether a model is the original, whose arrays have PyTorch's names."""
     return run.model.name == "mlp" and run.model.prior == "normal"
 
 

@@ -363,11 +363,11 @@ def _train(
         state = TrainState(**restored)
     else:
         state, start = programs.init(), Progress()
-    progress, num_epochs = start, len(start.history)
+    progress, num_epochs = start, start.num_epochs
     if board:
         board.start(progress.history)
     if num_epochs >= options.epochs:
-        if hosts.is_first():
+        if hosts.is_first() and progress.history:
             _write_history(progress, run, folder)  # they may have been lost
         say(
             f"nothing left to do: {folder} has been trained for {num_epochs} epochs; to train on, "
@@ -397,7 +397,7 @@ def _train(
         state, step = dispatch.state, dispatch.step
         if dispatch.test is None:
             continue
-        epoch = len(progress.history)
+        epoch = progress.num_epochs
         if hosts.is_first():
             if is_saved(epoch) or dispatch.samples is not None:
                 _write_history(progress, run, folder)
@@ -413,7 +413,7 @@ def _train(
         if is_saved(epoch):
             checkpoints.save(directory, _parts(state), run, progress)
             saved = step
-    if len(progress.history) < options.epochs:
+    if progress.num_epochs < options.epochs:
         if step > saved:
             checkpoints.save(directory, _parts(state), run, progress)
         message = "stopped before the first step, with nothing to save"
@@ -460,7 +460,7 @@ def _read(
             sums, is_finite = jax.device_get((dispatch.train, dispatch.is_finite))
             require_finite(dispatch.step, sums, is_finite, num_batches)
             progress = add_sums(progress, sums)
-            name = f"epoch {len(progress.history) + 1}/{options.epochs}"
+            name = f"epoch {progress.num_epochs + 1}/{options.epochs}"
             lines = []
             first = (dispatch.step - len(sums.kl)) % num_batches + 1
             for batch, loss in enumerate(sums.loss / sums.num_examples, start=first):
