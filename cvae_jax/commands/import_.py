@@ -38,7 +38,7 @@ class ImportOptions:
 def run(options: ImportOptions) -> None:
     """Write the workdir of a run that has come as far as the checkpoint."""
     with many_imports():
-        from cvae_jax.data.sources import load_dataset
+        from cvae_jax.data.sources import load
         from cvae_jax.formats import pth
         from cvae_jax.runtime import devices
         from cvae_jax.runtime.files import user_path
@@ -49,7 +49,7 @@ def run(options: ImportOptions) -> None:
     devices.describe()  # reports in one line where JAX can't start
     found = pth.read(path)
     data, adam = options.data, found.adam
-    splits = load_dataset(options.dataset, source=data.source, data_dir=data.data_dir)
+    splits = load(options.dataset, data)
     _require_fit(path, found, splits, options)
     config = TrainConfig(
         dataset=options.dataset,
@@ -58,7 +58,13 @@ def run(options: ImportOptions) -> None:
         hidden_dim=found.sizes.hidden_dim,
         latent_dim=found.sizes.latent_dim,
     )
-    run = RunConfig(config, splits.image_shape, splits.num_classes, splits.fingerprint())
+    run = RunConfig(
+        config,
+        splits.image_shape,
+        splits.num_classes,
+        splits.fingerprint(),
+        splits.class_names,
+    )
     if any((folder / name).exists() for name in (weights.CONFIG, workdir.CHECKPOINTS)):
         raise ConfigError(f"--workdir {folder} holds a model; name another folder")
     place = f"--workdir {shlex.quote(str(folder))}"
@@ -110,5 +116,6 @@ def _settings(config: TrainConfig, data: DataOptions) -> str:
         if getattr(values, field.name) != getattr(type(values), field.name)
     ]
     return "".join(
-        f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given
+        f" --{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+        for name, value in given
     )
