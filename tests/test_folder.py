@@ -153,6 +153,7 @@ def test_it_is_decoded_once_and_again_when_a_file_changes(two: Path, cache: Path
     assert {path: path.stat().st_mtime_ns for path in kept.iterdir()} == before
     write(two / "train" / "a" / "0.png", grey())
     assert load(two).fingerprint() != first.fingerprint()
+    assert list(cache.iterdir()) == [kept]  # what is out of date is replaced
 
 
 def test_a_large_set_stays_on_the_disk(two: Path) -> None:

@@ -57,9 +57,13 @@ def load(name: str, options: DataOptions) -> Splits:
             "needs a folder that holds a folder of images for each class"
         )
     names, train, test = _find(root)
+    place = f"{root.resolve()} {options.image_size} {options.grey} {options.skip_broken}"
     if (cache := cache_folder()) is not None:
-        cache = cache / "data" / _digest(root, [*train, *test], options)
-    return packed.keep(cache, partial(_decode, names, train, test, options))
+        cache = (
+            cache / "data" / hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
+        )
+    source = _state(root, [*train, *test])
+    return packed.keep(cache, partial(_decode, names, train, test, options), source)
 
 
 def _find(root: Path) -> tuple[list[str], list[_File], list[_File]]:
@@ -106,9 +110,9 @@ def _is_test(path: Path) -> bool:
     return int.from_bytes(digest[:8], "big") < _TEST_SHARE * 2**64
 
 
-def _digest(root: Path, files: list[_File], options: DataOptions) -> str:
-    """Return a digest of what decides the arrays; a file that changed has another size or time."""
-    digest = hashlib.sha256(f"{options.image_size} {options.grey} {options.skip_broken}".encode())
+def _state(root: Path, files: list[_File]) -> str:
+    """Return a digest of what is in a folder; a file that changed has another size or time."""
+    digest = hashlib.sha256()
     for path, label in files:
         found = path.stat() if path.exists() else path.lstat()  # of a link to nowhere
         line = f"{path.relative_to(root)}\0{label} {found.st_size} {found.st_mtime_ns}\n"

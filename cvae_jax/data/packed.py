@@ -39,17 +39,19 @@ class _About(msgspec.Struct):
     image_shape: tuple[int, int, int]
     num_classes: int
     class_names: tuple[str, ...]
+    source: str = ""
     fingerprint: str = ""
 
 
-def keep(folder: Path | None, decode: Callable[[], Decoding]) -> Splits:
+def keep(folder: Path | None, decode: Callable[[], Decoding], source: str = "") -> Splits:
     """Return the data set that is kept in a folder; decode it first, and keep it, where it is not.
 
     Where the folder can't be written, the arrays are in memory.
 
     Args:
         folder: it is made; None keeps nothing.
-        decode: called where there is nothing in the folder, or something damaged.
+        decode: called where there is nothing in the folder, or something old or damaged.
+        source: names the state of what is decoded; what was kept of another one is replaced.
 
     Raises:
         DataError: what was decoded is no data set.
@@ -58,7 +60,8 @@ def keep(folder: Path | None, decode: Callable[[], Decoding]) -> Splits:
         return _in_memory(decode())
     if folder.exists():
         try:
-            return _read(folder)
+            if (found := _read(folder, source)) is not None:
+                return found
         except (OSError, ValueError, DataError, msgspec.MsgspecError) as error:
             _log.warning("%s is damaged (%s); decoding the images again", folder, reason(error))
     try:
@@ -67,10 +70,10 @@ def keep(folder: Path | None, decode: Callable[[], Decoding]) -> Splits:
     except OSError as error:  # it may be shared and read-only
         return _unkept(folder, decode, error)
     try:
-        _write(part, decode())
+        splits = _write(part, decode(), source)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
-        return _read(folder)
+        return splits
     except OSError as error:  # the disk may be full
         shutil.rmtree(part, ignore_errors=True)
         return _unkept(folder, decode, error)
@@ -98,7 +101,7 @@ def _empty(decoding: Decoding) -> Dataset:
     return Dataset(np.empty((0, *decoding.image_shape), np.uint8), np.empty(0, np.int32))
 
 
-def _write(part: Path, decoding: Decoding) -> None:
+def _write(part: Path, decoding: Decoding, source: str) -> Splits:
     for split, blocks in zip(_SPLITS, (decoding.train, decoding.test), strict=True):
         with (
             (part / f"{split}_image").open("wb") as images,
@@ -107,13 +110,22 @@ def _write(part: Path, decoding: Decoding) -> None:
             for image, label in blocks:
                 images.write(np.ascontiguousarray(image, np.uint8).data)
                 labels.write(np.asarray(label, "<i4").tobytes())
-    about = _About(decoding.image_shape, decoding.num_classes, decoding.class_names)
-    about.fingerprint = _map(part, about).fingerprint()
+    about = _About(decoding.image_shape, decoding.num_classes, decoding.class_names, source)
+    splits = _map(part, about)
+    about.fingerprint = splits.fingerprint()
     (part / _ABOUT).write_bytes(msgspec.json.encode(about))
+    return splits
 
 
-def _read(folder: Path) -> Splits:
+def _read(folder: Path, source: str) -> Splits | None:
+    """Return what is kept; None for that of another source.
+
+    Raises:
+        DataError: it is damaged.
+    """
     about = msgspec.json.decode((folder / _ABOUT).read_bytes(), type=_About)
+    if about.source != source:
+        return None
     splits = _map(folder, about)
     if splits.fingerprint() != about.fingerprint:
         raise DataError("its arrays don't match its fingerprint")

@@ -142,8 +142,8 @@ def read(path: Path) -> Original:
     """
     torch = require_package("torch", "torch")
     try:
-        # PyTorch compares no checksum, finds the records of a zip in a way of its own, and reads
-        # past the end of one that is shorter than its tensor, unless the file is mapped.
+        # PyTorch compares no checksum, and finds the records of a zip in a way of its own. Version
+        # 2.6 reads past the end of one that is shorter than its tensor, unless the file is mapped.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             copy = Path(folder) / FILE
             size = _copy_checked(path, copy)
