@@ -35,7 +35,7 @@ def assert_trees_equal(left: object, right: object) -> None:
 
 def run_config(splits: Splits, config: TrainConfig = SMALL_CONFIG) -> RunConfig:
     """Return the settings of a run on a data set."""
-    return RunConfig(config, splits.image_shape, splits.num_classes, splits.fingerprint())
+    return splits.run(config)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from cvae_jax.commands.cli import many_imports
-from cvae_jax.config import DataOptions, RunConfig, TrainConfig
+from cvae_jax.config import DataOptions, TrainConfig
 from cvae_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,13 +58,7 @@ def run(options: ImportOptions) -> None:
         hidden_dim=found.sizes.hidden_dim,
         latent_dim=found.sizes.latent_dim,
     )
-    run = RunConfig(
-        config,
-        splits.image_shape,
-        splits.num_classes,
-        splits.fingerprint(),
-        splits.class_names,
-    )
+    run = splits.run(config)
     if any((folder / name).exists() for name in (weights.CONFIG, workdir.CHECKPOINTS)):
         raise ConfigError(f"--workdir {folder} holds a model; name another folder")
     place = f"--workdir {shlex.quote(str(folder))}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
+from cvae_jax.config import RunConfig, TrainConfig
 from cvae_jax.errors import DataError
 
 if TYPE_CHECKING:  # a data set is loaded without JAX
@@ -48,6 +49,11 @@ class Splits(NamedTuple):
     def names(self) -> Sequence[str]:
         """The names of the classes; their numbers where they have none."""
         return self.class_names or [str(label) for label in range(self.num_classes)]
+
+    def run(self, config: TrainConfig) -> RunConfig:
+        """Return the settings of a run on this data set."""
+        digest = self.fingerprint()
+        return RunConfig(config, self.image_shape, self.num_classes, digest, self.class_names)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of all arrays, whatever the names of the classes are."""

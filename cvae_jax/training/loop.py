@@ -113,13 +113,7 @@ def train(
         if splits is None:
             with hosts.first_alone():
                 splits = load(config.dataset, data)
-        run = RunConfig(
-            config,
-            splits.image_shape,
-            splits.num_classes,
-            splits.fingerprint(),
-            splits.class_names,
-        )
+        run = splits.run(config)
         say(
             f"data: {config.dataset}, {len(splits.train.label):,} training and "
             f"{len(splits.test.label):,} test images of shape {run.image_shape}, "
