@@ -1,7 +1,7 @@
 """Any model as StableHLO by `jax.export`: for a CPU, CUDA and TPUs, and any number of images.
 
-It is no archive: a JAX refuses what another one wrote half a year earlier or later. So its version
-is in the name of each file.
+It is no archive: JAX refuses what it wrote half a year earlier, and what a newer version wrote. So
+its version is in the name of each file.
 """
 
 from collections.abc import Callable
