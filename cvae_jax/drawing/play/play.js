@@ -461,6 +461,8 @@ function drawnImage() {
   return prepare(ink, width, height);
 }
 
+const longest = Math.max(...NAMES.map((name) => name.length));
+byId("bars").style.setProperty("--name", `${clamp(longest, 2, 12)}ch`);
 const bars = ALL.map((label) => {
   const bar = document.createElement("button");
   bar.type = "button";
