@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -57,13 +57,11 @@ def load(name: str, options: DataOptions) -> Splits:
             "needs a folder that holds a folder of images for each class"
         )
     names, train, test = _find(root)
-    place = f"{root.resolve()} {options.image_size} {options.grey} {options.skip_broken}"
-    if (cache := cache_folder()) is not None:
-        cache = (
-            cache / "data" / hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
-        )
-    source = _state(root, [*train, *test])
-    return packed.keep(cache, partial(_decode, names, train, test, options), source)
+    decode, cache = partial(_decode, names, train, test, options), cache_folder()
+    if cache is not None:
+        place = f"{root.resolve()} {options.image_size} {options.grey} {options.skip_broken}"
+        cache = cache / "data" / _sha256(place).hexdigest()
+    return packed.keep(cache, decode, _state(root, [*train, *test]))
 
 
 def _find(root: Path) -> tuple[list[str], list[_File], list[_File]]:
@@ -106,18 +104,22 @@ def _files(root: Path, names: list[str]) -> list[_File]:
 
 
 def _is_test(path: Path) -> bool:
-    digest = hashlib.sha256(path.as_posix().encode("utf-8", "surrogateescape")).digest()
+    digest = _sha256(path.as_posix()).digest()
     return int.from_bytes(digest[:8], "big") < _TEST_SHARE * 2**64
 
 
 def _state(root: Path, files: list[_File]) -> str:
     """Return a digest of what is in a folder; a file that changed has another size or time."""
-    digest = hashlib.sha256()
+    lines = []
     for path, label in files:
         found = path.stat() if path.exists() else path.lstat()  # of a link to nowhere
-        line = f"{path.relative_to(root)}\0{label} {found.st_size} {found.st_mtime_ns}\n"
-        digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+        lines.append(f"{path.relative_to(root)}\0{label} {found.st_size} {found.st_mtime_ns}\n")
+    return _sha256("".join(lines)).hexdigest()
+
+
+def _sha256(text: str) -> Any:
+    """Return the digest of a text with the names of files, which may be of any bytes."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape"))
 
 
 def _decode(

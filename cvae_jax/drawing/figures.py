@@ -65,8 +65,7 @@ def image_grid(
     num_columns = min(num_columns, num_images)
     num_rows = math.ceil(num_images / num_columns)
     size = max(height, width)
-    gap, caption_height = math.ceil(_GAP * size), math.ceil(_CAPTION_HEIGHT * size)
-    row_height, column_width = caption_height + height + gap, width + gap
+    gap, caption_height, row_height, column_width = _grid_sizes(height, width)
     canvas = np.ones((num_rows * row_height, num_columns * column_width - gap, channels))
     for i in range(num_images):
         row, column = divmod(i, num_columns)
@@ -111,22 +110,28 @@ def read_grid(picture: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndar
         ValueError: the picture has another size than such a grid.
     """
     height, width, channels = image_shape
-    size = max(height, width)
-    gap, caption_height = math.ceil(_GAP * size), math.ceil(_CAPTION_HEIGHT * size)
-    row_height, scale = caption_height + height + gap, GRID_INCHES / size * _GRID_DPI
+    gap, caption_height, row_height, column_width = _grid_sizes(height, width)
+    scale = GRID_INCHES / max(height, width) * _GRID_DPI
     margin, title_height = _MARGIN * _GRID_DPI, _TITLE_HEIGHT * _GRID_DPI
     num_rows = round((len(picture) - margin - title_height) / (scale * row_height))
-    left = (picture.shape[1] - scale * (GRID_COLUMNS * (width + gap) - gap)) / 2
+    left = (picture.shape[1] - scale * (GRID_COLUMNS * column_width - gap)) / 2
     top = len(picture) - margin - scale * num_rows * row_height
     if num_rows < 1 or left < 0 or abs(top - title_height) > 2:
         raise ValueError(f"one has {picture.shape[1]} x {picture.shape[0]} pixels")
     # The middle of each pixel of an image: (rows, H) and (columns, W).
     y = np.arange(num_rows)[:, np.newaxis] * row_height + caption_height + np.arange(height) + 0.5
-    x = np.arange(GRID_COLUMNS)[:, np.newaxis] * (width + gap) + np.arange(width) + 0.5
+    x = np.arange(GRID_COLUMNS)[:, np.newaxis] * column_width + np.arange(width) + 0.5
     rows, columns = (top + scale * y).astype(int), (left + scale * x).astype(int)
     image = picture[rows[:, np.newaxis, :, np.newaxis], columns[np.newaxis, :, np.newaxis, :]]
     image = image.reshape(-1, height, width, 3)[..., :channels]
     return image.astype(np.float32) / 255
+
+
+def _grid_sizes(height: int, width: int) -> tuple[int, int, int, int]:
+    """Return gap, height of a caption, height of a row and width of a column, in pixels."""
+    size = max(height, width)
+    gap, caption_height = math.ceil(_GAP * size), math.ceil(_CAPTION_HEIGHT * size)
+    return gap, caption_height, caption_height + height + gap, width + gap
 
 
 def image_table(
