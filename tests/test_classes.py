@@ -108,10 +108,11 @@ def test_samples_are_called_by_their_names(named: tuple[Splits, Path]) -> None:
 
 
 def test_the_list_of_data_sets_says_which_are_here(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "emnist" / "letters" / "cvae_jax").mkdir(parents=True)
-    data.run(data.DataCommand(data=DataOptions(data_dir=tmp_path)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data.run(data.DataCommand(data=DataOptions(data_dir=Path("~"))))
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert "in this package" in lines["mnist"]
     assert f"{tmp_path}/emnist/letters" in lines["emnist/letters"]

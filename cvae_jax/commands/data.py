@@ -46,8 +46,10 @@ def run(options: DataCommand) -> None:
 def _list(data: DataOptions) -> str:
     from cvae_jax.data import emnist, tfds
     from cvae_jax.data.sources import KNOWN
+    from cvae_jax.runtime.files import user_path
 
-    data_dir = data.data_dir or tfds.default_folder()
+    given = data.data_dir and user_path("data-dir", data.data_dir)
+    data_dir = given or tfds.default_folder()
     has_archive = any(path.exists() for path in emnist.copies(data_dir))
     rows = [f"{'name':16} {'shape':12} {'classes':>7} {'training':>9} {'test':>9}  where"]
     for name, known in KNOWN.items():

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from cvae_jax.config import Format, RunConfig
-from cvae_jax.errors import ConfigError, UserError
+from cvae_jax.errors import ConfigError
 from cvae_jax.storage.weights import is_original
 
 FORMATS: dict[Format, Callable[[RunConfig], bool]] = {  # and the models that each is made for
@@ -37,11 +37,11 @@ def require_package(name: str, extra: str) -> Any:
     """Import a package that only one format needs.
 
     Raises:
-        UserError: it is not installed.
+        ConfigError: it is not installed.
     """
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(
+        raise ConfigError(
             f"{name} is needed and can't be imported ({error}); pip install 'cvae_jax[{extra}]'"
         ) from error
