@@ -24,6 +24,17 @@ NUM_DEVICES = 8
 
 SMALL = ModelConfig(image_shape=(28, 28, 1), num_classes=10, hidden_dim=32, latent_dim=5)
 SMALL_CONFIG = TrainConfig(hidden_dim=32, latent_dim=5)
+CONV_SETTINGS = {
+    "model": "conv",
+    "prior": "flow",
+    "channels": 4,
+    "schedule": "cosine",
+    "decay_epochs": 4,
+    "warmup_steps": 5,
+    "clip_norm": 50.0,
+    "ema": 0.99,
+}
+"""Of a small model like `best`. Its programs take long to compile, so tests share them."""
 
 
 def assert_trees_equal(left: object, right: object) -> None:

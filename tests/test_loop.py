@@ -16,7 +16,13 @@ from cvae_jax.data.dataset import Dataset, Splits
 from cvae_jax.errors import CheckpointError, ConfigError, UserError
 from cvae_jax.storage import checkpoints, workdir
 from cvae_jax.training import loop
-from tests.helpers import SMALL_CONFIG, assert_trees_equal, final_state, read_metrics
+from tests.helpers import (
+    CONV_SETTINGS,
+    SMALL_CONFIG,
+    assert_trees_equal,
+    final_state,
+    read_metrics,
+)
 
 FIXTURE = Path(__file__).parent / "data" / "v02.tar.gz"
 
@@ -83,20 +89,7 @@ def test_quiet_prints_nothing(
     [
         ([2], {}),
         ([1, 3], {"binarize": "dynamic"}),
-        # With a schedule, clipping and an average there is more to restore.
-        (
-            [2],
-            {
-                "model": "conv",
-                "prior": "flow",
-                "channels": 4,
-                "schedule": "cosine",
-                "decay_epochs": 4,
-                "warmup_steps": 5,
-                "clip_norm": 50.0,
-                "ema": 0.99,
-            },
-        ),
+        ([2], CONV_SETTINGS),  # a schedule, clipping and an average: there is more to restore
     ],
 )
 def test_a_run_in_parts_equals_a_run_in_one_go_to_the_bit(

@@ -19,7 +19,7 @@ from cvae_jax.models.family import Model
 from cvae_jax.runtime import devices
 from cvae_jax.training.loop import Programs, build_programs
 from cvae_jax.training.step import init_state, train_steps
-from tests.helpers import NUM_DEVICES, SMALL_CONFIG, epoch_shapes, run_config
+from tests.helpers import CONV_SETTINGS, NUM_DEVICES, SMALL_CONFIG, epoch_shapes, run_config
 
 COLLECTIVES = ("all-gather", "all-to-all", "collective-permute")
 
@@ -41,7 +41,7 @@ def train_epoch(programs: Programs) -> Any:
     [
         ({}, 2),
         ({"binarize": "dynamic"}, NUM_DEVICES),
-        ({"model": "conv", "prior": "flow", "channels": 4}, 2),
+        (CONV_SETTINGS, 2),
     ],
     ids=["grey", "binarised", "conv"],
 )
