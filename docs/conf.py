@@ -18,6 +18,7 @@ version = release = cvae_jax.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["html_image"]  # README's pictures have a width
+myst_heading_anchors = 3  # links to headings, as on GitHub
 default_role = "code"  # our docstrings have `names` in single quotes, as Markdown has
 highlight_language = "text"  # of blocks that name none; most are commands
 napoleon_use_ivar = True  # attributes are a list, like parameters
