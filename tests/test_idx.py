@@ -82,6 +82,7 @@ def test_the_classes_are_those_of_the_training_labels(small: Splits, directory: 
 
 VALID = idx_bytes(np.zeros((20, 5, 4)))
 HEADER = VALID[:4]
+GZIPPED = gzip.compress(VALID, mtime=0)  # a test's parameters have to be the same in each process
 
 
 @pytest.mark.parametrize(
@@ -95,8 +96,8 @@ HEADER = VALID[:4]
         (IMAGES, HEADER + b"\xff" * 12 + VALID[16:], "is damaged"),
         (IMAGES, HEADER + bytes(4) + b"\xff" * 8, "is damaged"),
         (f"{IMAGES}.gz", VALID, "can't be read: Not a gzipped file"),
-        (f"{IMAGES}.gz", gzip.compress(VALID)[:-9], "can't be read"),
-        (f"{IMAGES}.gz", gzip.compress(VALID)[:-8] + bytes(8), "can't be read: CRC check failed"),
+        (f"{IMAGES}.gz", GZIPPED[:-9], "can't be read"),
+        (f"{IMAGES}.gz", GZIPPED[:-8] + bytes(8), "can't be read: CRC check failed"),
         (f"{IMAGES}.xz", lzma.compress(VALID)[:-9], "can't be read"),
     ],
 )
