@@ -141,7 +141,7 @@ def test_digests_are_those_of_the_unpacked_files(small: Splits, directory: Path)
     (directory / IMAGES).unlink()
     assert idx.load_directory(directory, digests).fingerprint() == small.fingerprint()
 
-    (directory / f"{IMAGES}.gz").write_bytes(gzip.compress(VALID))
+    (directory / f"{IMAGES}.gz").write_bytes(GZIPPED)
     with pytest.raises(DataError, match=f"{directory}/{IMAGES}.gz is damaged: its SHA-256"):
         idx.load_directory(directory, digests)
 
