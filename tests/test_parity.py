@@ -46,12 +46,15 @@ def assert_same_steps(steps: parity.Steps, config: ModelConfig) -> None:
         return batch_loss(params, batches[0], jnp.asarray(steps.noise[0]), model=model).loss
 
     assert_relative_distance(jax.grad(loss)(params), steps.gradient, most=2e-6)
+    # On some processors one weight of the whole model moves in the opposite direction: that
+    # alone changes the KL by 2.2e-4 and the move by 5e-3. A learning rate that is 0.3 % too
+    # high changes them by 6.5e-3 and 2.2e-2.
     for batch, expected in zip(batches, steps.loss, strict=True):
         state, sums = step(state, batch, parity.noise_key())
-        np.testing.assert_allclose([sums.reconstruction, sums.kl], expected, rtol=2e-4)
+        np.testing.assert_allclose([sums.reconstruction, sums.kl], expected, rtol=1e-3)
     moved = jax.tree.map(jnp.subtract, state.params, params)
     expected_move = jax.tree.map(np.subtract, steps.new_params, steps.params)
-    assert_relative_distance(moved, expected_move, most=5e-3)
+    assert_relative_distance(moved, expected_move, most=1e-2)
 
 
 def test_five_steps_equal_those_stored_from_pytorch() -> None:
