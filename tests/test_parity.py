@@ -46,15 +46,12 @@ def assert_same_steps(steps: parity.Steps, config: ModelConfig) -> None:
         return batch_loss(params, batches[0], jnp.asarray(steps.noise[0]), model=model).loss
 
     assert_relative_distance(jax.grad(loss)(params), steps.gradient, most=2e-6)
-    # On some processors one weight of the whole model moves in the opposite direction: that
-    # alone changes the KL by 2.2e-4 and the move by 5e-3. A learning rate that is 0.3 % too
-    # high changes them by 6.5e-3 and 2.2e-2.
     for batch, expected in zip(batches, steps.loss, strict=True):
         state, sums = step(state, batch, parity.noise_key())
-        np.testing.assert_allclose([sums.reconstruction, sums.kl], expected, rtol=1e-3)
+        np.testing.assert_allclose([sums.reconstruction, sums.kl], expected, rtol=1e-4)
     moved = jax.tree.map(jnp.subtract, state.params, params)
     expected_move = jax.tree.map(np.subtract, steps.new_params, steps.params)
-    assert_relative_distance(moved, expected_move, most=1e-2)
+    assert_relative_distance(moved, expected_move, most=1e-4)
 
 
 def test_five_steps_equal_those_stored_from_pytorch() -> None:
@@ -67,7 +64,11 @@ def test_five_steps_equal_those_stored_from_pytorch() -> None:
 def test_five_steps_of_the_whole_model_on_mnist_equal_pytorch(mnist: Splits) -> None:
     pytest.importorskip("torch", reason="the extra 'parity' is not installed")
     shape = (parity.NUM_STEPS, 128)
-    image = np.asarray(mnist.train.image[: 5 * 128], np.float32).reshape(*shape, 28, 28, 1) / 255
-    label = np.asarray(mnist.train.label[: 5 * 128]).reshape(shape)
+    # With the first 128 training images one weight has a gradient that is zero but for rounding:
+    # the direction of its first step depends on the processor. With those from 1,280 on, every
+    # gradient is at least 60 times its rounding error.
+    chosen = slice(1280, 1280 + 5 * 128)
+    image = np.asarray(mnist.train.image[chosen], np.float32).reshape(*shape, 28, 28, 1) / 255
+    label = np.asarray(mnist.train.label[chosen]).reshape(shape)
     config = ModelConfig(image_shape=(28, 28, 1), num_classes=10)
     assert_same_steps(parity.run_original(image, label, config), config)
