@@ -28,33 +28,43 @@ def test_the_first_signal_is_a_request(
 WAITING = """
 import time
 from cvae_jax.runtime import signals
+signals._ONE_REQUEST_SECONDS = 1  # this machine may be slow
 with signals.watch():
     print("ready", flush=True)
-    for _ in range(6000):  # a signal between two calls waits for the end of the second one
-        time.sleep(0.01)
+    {}
 """
+# A signal between two calls waits for the end of the second one, so they are short.
+SLEEPS = "for _ in range(6000): time.sleep(0.01)"
+PRINTS = "print('x' * 1_000_000)  # more than a pipe holds, and nobody reads it"
 
 
+@pytest.mark.parametrize("waits", [SLEEPS, PRINTS], ids=["sleeping", "printing"])
 @pytest.mark.parametrize(
     ("first", "second"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGINT)]
 )
 def test_a_second_signal_ends_the_process_at_once(
-    first: signal.Signals, second: signal.Signals
+    first: signal.Signals, second: signal.Signals, waits: str
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITING.format(waits)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(first)
-        assert process.stderr.readline() == "\n"
-        assert f"{first.name}: saving" in process.stderr.readline()
-        process.send_signal(second)  # so soon that it belongs to the first
-        time.sleep(0.4)
-        assert process.poll() is None
-        process.send_signal(second)
-        assert process.wait(timeout=20) == 128 + second
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(first)
+            assert process.stderr.readline() == "\n"
+            assert f"{first.name}: saving" in process.stderr.readline()
+            process.send_signal(second)  # so soon that it belongs to the first
+            time.sleep(1.1)
+            assert process.poll() is None
+            process.send_signal(second)
+            assert process.wait(timeout=20) == 128 + second
+        finally:
+            process.kill()
 
 
 def test_a_second_signal_leaves_a_notebook_alive(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,8 @@
 """Signals to real `scripts/train.py` processes, and runs that go on after them."""
 
-import fcntl
-import os
 import random
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -62,37 +58,3 @@ def test_a_run_stopped_before_its_first_step_says_so_in_a_line(trainer: faults.T
     assert started.noise == []
     assert started.lines[-1].startswith("stopped")
     assert checkpoints.list_steps(trainer.checkpoints) == []
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shrinks a pipe")
-def test_a_second_signal_ends_at_once_a_run_that_waits_for_its_reader(
-    trainer: faults.Trainer,
-) -> None:
-    reader, writer = os.pipe()
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-    os.write(writer, bytes(3500))
-    arguments = [*trainer.arguments, "--epochs", 10_000, "--workdir", trainer.folder]
-    command = [sys.executable, faults.SCRIPTS / "train.py", *arguments]
-    with subprocess.Popen(
-        list(map(str, command)), stdout=writer, stderr=subprocess.PIPE, bufsize=0
-    ) as process:
-        try:
-            os.close(writer)
-            assert process.stderr is not None
-            os.set_blocking(process.stderr.fileno(), False)
-            end = time.monotonic() + faults.LONGEST
-            text, quiet_since = b"", time.monotonic()
-            while b"epoch " not in text or time.monotonic() - quiet_since < 1:
-                assert time.monotonic() < end
-                if new := process.stderr.read():
-                    text, quiet_since = text + new, time.monotonic()
-                time.sleep(0.02)
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            assert b"SIGTERM: saving, then stopping" in (process.stderr.read() or b"")
-            assert process.poll() is None
-            process.send_signal(signal.SIGINT)
-            assert process.wait(5) == 128 + signal.SIGINT
-        finally:
-            process.kill()
-            os.close(reader)

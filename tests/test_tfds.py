@@ -9,7 +9,6 @@ import shutil
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -381,13 +380,11 @@ def test_a_fault_of_the_network_is_one_error_and_the_next_run_goes_on(
     fault: Any, message: str, official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_WAIT_SECONDS", 0.3)
-    start = time.monotonic()
     expected = (
         f"mnist/{FILES[2]} can't be downloaded .*{message}.*{tmp_path}/downloads/manual/mnist"
     )
     with internet(official, fault), pytest.raises(DataError, match=expected) as caught:
         load("mnist", tmp_path)
-    assert time.monotonic() - start < 4  # before the server gives up
     assert "\n" not in str(caught.value)
     assert len(list((tmp_path / "downloads" / "mnist").iterdir())) == 2  # no part of the third
     assert not (tmp_path / "mnist").exists()
