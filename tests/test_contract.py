@@ -1,6 +1,9 @@
 """What every model promises, whichever family it is of; see `cvae_jax.models.family`."""
 
+import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +20,7 @@ SHAPE, NUM_CLASSES, BATCH = (8, 8, 1), 3, 6
 
 
 def small(name: str, prior: str = "normal") -> Model:
-    sizes = {"hidden_dim": 16, "latent_dim": 4}
+    sizes = {"hidden_dim": 16, "channels": 4, "latent_dim": 4}
     config = ModelConfig(SHAPE, NUM_CLASSES, name=name, prior=prior, **sizes)  # type: ignore[arg-type]
     return build_model(config)
 
@@ -30,24 +33,27 @@ MODELS: dict[str, Callable[[], Model]] = {
 }
 
 
+def _draw(random: np.random.Generator, path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """Return the values of a parameter; those of `init` take long to compile."""
+    is_wild = "flow" in jax.tree_util.keystr(path)  # a wild prior has weights of wild variance
+    scale = 0.05 if is_wild or shape.ndim == 1 else 0.5 / math.prod(shape.shape[:-1]) ** 0.5
+    return jnp.asarray(scale * random.standard_normal(shape.shape), shape.dtype)
+
+
 class Case:
     """A model with weights that are not those of the start, and a batch for it."""
 
     def __init__(self, name: str) -> None:
         self.model = MODELS[name]()
         shape = self.model.config.image_shape
-        keys = jax.random.split(jax.random.key(0), 4)
-        params = self.model.init(keys[0])
-        leaves, structure = jax.tree.flatten(params)
-        scale = 0.02 if "flow" in name else 0.05  # a wild prior has weights of wild variance
-        disturbed = [
-            leaf + scale * jax.random.normal(jax.random.fold_in(keys[1], i), leaf.shape)
-            for i, leaf in enumerate(leaves)
-        ]
-        self.params: Params = jax.tree.unflatten(structure, disturbed)
-        self.image = jax.random.bernoulli(keys[2], 0.4, (BATCH, *shape)).astype(jnp.float32)
+        self.params: Params = jax.tree_util.tree_map_with_path(
+            partial(_draw, np.random.default_rng(0)),
+            jax.eval_shape(self.model.init, jax.random.key(0)),
+        )
+        keys = jax.random.split(jax.random.key(0))
+        self.image = jax.random.bernoulli(keys[0], 0.4, (BATCH, *shape)).astype(jnp.float32)
         self.label = jnp.arange(BATCH) % NUM_CLASSES
-        self.noise = jax.random.normal(keys[3], (BATCH, self.model.latent_dim))
+        self.noise = jax.random.normal(keys[1], (BATCH, self.model.latent_dim))
         self.autoencode = jax.jit(self.model.autoencode)
 
     def found(self) -> Autoencoding:
@@ -113,8 +119,12 @@ def test_the_label_matters_to_encoder_and_decoder(case: Case) -> None:
 
 def test_weights_repeat_what_one_latent_gives(case: Case) -> None:
     noise = jnp.stack([case.noise, case.noise[::-1]])
-    weights = log_weights(case.params, case.image, case.label, noise, model=case.model)
-    terms = elbo_terms(case.params, case.image, case.label, noise[1], model=case.model)
+    weights = jax.jit(partial(log_weights, model=case.model))(
+        case.params, case.image, case.label, noise
+    )
+    terms = jax.jit(partial(elbo_terms, model=case.model))(
+        case.params, case.image, case.label, noise[1]
+    )
     ratio = case.autoencode(case.params, case.image, case.label, noise[1]).log_ratio
     np.testing.assert_allclose(weights[1], terms.log_likelihood - ratio, rtol=1e-4)
 
@@ -142,9 +152,9 @@ def test_bfloat16_inside_is_float32_outside_and_nearly_the_same(name: str) -> No
 def test_any_image_shape_and_number_of_classes(name: str, shape: tuple[int, int, int]) -> None:
     config = ModelConfig(shape, 47, name=name, hidden_dim=8, latent_dim=3)  # type: ignore[arg-type]
     model = build_model(config)
-    params = model.init(jax.random.key(0))
-    label = jnp.array([0, 46])
-    found = model.autoencode(params, jnp.ones((2, *shape)), label, jnp.zeros((2, model.latent_dim)))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    image, noise = jnp.ones((2, *shape)), jnp.zeros((2, model.latent_dim))
+    found = jax.eval_shape(model.autoencode, params, image, jnp.array([0, 46]), noise)
     assert found.logits.shape == (2, *shape)
 
 

@@ -92,6 +92,7 @@ def test_quiet_prints_nothing(
         ([2], CONV_SETTINGS),  # a schedule, clipping and an average: there is more to restore
     ],
 )
+@pytest.mark.usefixtures("shallow")
 def test_a_run_in_parts_equals_a_run_in_one_go_to_the_bit(
     stops: list[int],
     settings: dict[str, Any],

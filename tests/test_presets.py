@@ -68,6 +68,7 @@ def test_a_preset_of_convolutions_uses_all_cores(monkeypatch: pytest.MonkeyPatch
     assert sizes == [64, 64]
 
 
+@pytest.mark.usefixtures("shallow")
 def test_the_best_preset_trains_on_colour_images_of_another_size(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     image, label = random.integers(0, 256, (128, 32, 32, 3), np.uint8), np.arange(128) % 7

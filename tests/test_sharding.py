@@ -45,6 +45,7 @@ def train_epoch(programs: Programs) -> Any:
     ],
     ids=["grey", "binarised", "conv"],
 )
+@pytest.mark.usefixtures("shallow")
 def test_many_devices_give_the_results_of_one(
     settings: dict[str, Any], number: int, small_splits: Splits
 ) -> None:
