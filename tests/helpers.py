@@ -1,6 +1,7 @@
 """What several test modules share."""
 
 import csv
+import math
 import struct
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,18 @@ def final_state(workdir: Path, splits: Splits, config: TrainConfig = SMALL_CONFI
     assert newest is not None
     parts = {name: part for name, part in like._asdict().items() if part is not None}
     return TrainState(**checkpoints.restore(newest, parts, run)[0])
+
+
+def random_params(model: Model) -> Params:
+    """Return weights that are not those of the start; those of `init` take long to compile."""
+    random = np.random.default_rng(0)
+
+    def draw(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        is_wild = "flow" in jax.tree_util.keystr(path)  # a wild prior has weights of wild variance
+        scale = 0.05 if is_wild or shape.ndim == 1 else 0.5 / math.prod(shape.shape[:-1]) ** 0.5
+        return jnp.asarray(scale * random.standard_normal(shape.shape), shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def epoch_shapes(model: Model, optimizer: optax.GradientTransformation, batch_size: int) -> Any:

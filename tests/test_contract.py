@@ -1,9 +1,7 @@
 """What every model promises, whichever family it is of; see `cvae_jax.models.family`."""
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,7 @@ from cvae_jax.config import ModelConfig
 from cvae_jax.models import FAMILIES, build_model
 from cvae_jax.models.family import Autoencoding, Model, Params
 from cvae_jax.models.objective import elbo_terms, log_weights
-from tests.helpers import toy_log_likelihood, toy_model
+from tests.helpers import random_params, toy_log_likelihood, toy_model
 
 SHAPE, NUM_CLASSES, BATCH = (8, 8, 1), 3, 6
 
@@ -33,23 +31,13 @@ MODELS: dict[str, Callable[[], Model]] = {
 }
 
 
-def _draw(random: np.random.Generator, path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """Return the values of a parameter; those of `init` take long to compile."""
-    is_wild = "flow" in jax.tree_util.keystr(path)  # a wild prior has weights of wild variance
-    scale = 0.05 if is_wild or shape.ndim == 1 else 0.5 / math.prod(shape.shape[:-1]) ** 0.5
-    return jnp.asarray(scale * random.standard_normal(shape.shape), shape.dtype)
-
-
 class Case:
     """A model with weights that are not those of the start, and a batch for it."""
 
     def __init__(self, name: str) -> None:
         self.model = MODELS[name]()
         shape = self.model.config.image_shape
-        self.params: Params = jax.tree_util.tree_map_with_path(
-            partial(_draw, np.random.default_rng(0)),
-            jax.eval_shape(self.model.init, jax.random.key(0)),
-        )
+        self.params = random_params(self.model)
         keys = jax.random.split(jax.random.key(0))
         self.image = jax.random.bernoulli(keys[0], 0.4, (BATCH, *shape)).astype(jnp.float32)
         self.label = jnp.arange(BATCH) % NUM_CLASSES

@@ -8,6 +8,7 @@ import base64
 import io
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from cvae_jax.drawing.play_page import Facts, measure, play_page
 from cvae_jax.models import build_model
 from cvae_jax.models.family import Model, Params
 from cvae_jax.models.objective import elbo_terms
+from tests.helpers import random_params
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -108,13 +110,8 @@ def ready(page: "Page") -> "Page":
 def random_model(config: ModelConfig) -> tuple[Model, Params]:
     """Return a model without a zero, as some have before training, of numbers that float16 has."""
     model = build_model(config)
-    leaves, structure = jax.tree.flatten(model.init(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [
-        (leaf + 0.05 * jax.random.normal(key, leaf.shape)).astype(jnp.float16).astype(jnp.float32)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return model, jax.tree.unflatten(structure, moved)
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), random_params(model))
+    return model, jax.tree.map(lambda half: half.astype(jnp.float32), halves)
 
 
 def some_facts(model: Model) -> Facts:
@@ -171,6 +168,7 @@ def test_pixels_are_those_of_jax(
 ) -> None:
     path, model, params = kind
     page, classes = visit(path), np.arange(model.config.num_classes, dtype=np.int32)
+    decode = jax.jit(model.decode)
     for scale in (0, 1, 1, 2):
         latent = scale * np.random.default_rng(scale).standard_normal(model.latent_dim)
         drawn = page.evaluate(
@@ -178,7 +176,7 @@ def test_pixels_are_those_of_jax(
             [latent.tolist(), classes.tolist()],
         )
         latents = jnp.tile(jnp.asarray(latent, jnp.float32), (len(classes), 1))
-        logits = model.decode(params, latents, jnp.asarray(classes))
+        logits = decode(params, latents, jnp.asarray(classes))
         expected = np.asarray(jax.nn.sigmoid(logits)).reshape(len(classes), -1)
         np.testing.assert_allclose(drawn, expected, atol=1e-4, rtol=0)
         assert scale == 0 or expected.std() > 0.01
@@ -197,8 +195,8 @@ def test_latents_and_bounds_are_those_of_jax(
     )
     images, zeros = np.stack([image] * len(classes)), np.zeros((len(classes), model.latent_dim))
     arrays = jnp.asarray(images), jnp.asarray(classes), jnp.asarray(zeros, jnp.float32)
-    latent = model.autoencode(params, *arrays).latent
-    terms = elbo_terms(params, *arrays, model=model)
+    latent = jax.jit(model.autoencode)(params, *arrays).latent
+    terms = jax.jit(partial(elbo_terms, model=model))(params, *arrays)
     bound = np.asarray(terms.log_likelihood - terms.kl.sum(axis=-1))
     np.testing.assert_allclose([one[0] for one in found], latent, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose([one[1] for one in found], bound, rtol=1e-4)
