@@ -75,7 +75,7 @@ def params(model: Model) -> Params:
 
 @pytest.fixture
 def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make convolutional models and learnt priors shallow: they compile in a third of the time."""
+    """Make convolutional models and learnt priors shallow, so that they compile sooner."""
     monkeypatch.setattr(conv, "ENCODER_BLOCKS", (1, 1))
     monkeypatch.setattr(conv, "DECODER_BLOCKS", (1, 1))
     monkeypatch.setattr(flow, "_COUPLINGS", 2)

@@ -110,8 +110,9 @@ def ready(page: "Page") -> "Page":
 def random_model(config: ModelConfig) -> tuple[Model, Params]:
     """Return a model without a zero, as some have before training, of numbers that float16 has."""
     model = build_model(config)
-    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), random_params(model))
-    return model, jax.tree.map(lambda half: half.astype(jnp.float32), halves)
+    return model, jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float16).astype(jnp.float32), random_params(model)
+    )
 
 
 def some_facts(model: Model) -> Facts:

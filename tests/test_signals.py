@@ -53,18 +53,15 @@ def test_a_second_signal_ends_the_process_at_once(
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        try:
-            assert process.stdout.readline() == "ready\n"
-            process.send_signal(first)
-            assert process.stderr.readline() == "\n"
-            assert f"{first.name}: saving" in process.stderr.readline()
-            process.send_signal(second)  # so soon that it belongs to the first
-            time.sleep(1.1)
-            assert process.poll() is None
-            process.send_signal(second)
-            assert process.wait(timeout=20) == 128 + second
-        finally:
-            process.kill()
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(first)
+        assert process.stderr.readline() == "\n"
+        assert f"{first.name}: saving" in process.stderr.readline()
+        process.send_signal(second)  # so soon that it belongs to the first
+        time.sleep(1.1)
+        assert process.poll() is None
+        process.send_signal(second)
+        assert process.wait(timeout=20) == 128 + second
 
 
 def test_a_second_signal_leaves_a_notebook_alive(monkeypatch: pytest.MonkeyPatch) -> None:

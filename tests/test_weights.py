@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,24 +12,16 @@ import safetensors.numpy
 
 import cvae_jax
 from cvae_jax.commands import evaluate, export, sample
-from cvae_jax.config import Pretrained, RunConfig, TrainConfig
+from cvae_jax.config import Pretrained, TrainConfig
 from cvae_jax.data.batches import put_on_device
 from cvae_jax.data.dataset import Dataset, Splits
 from cvae_jax.errors import CheckpointError, ConfigError
 from cvae_jax.evaluation.judge import BUNDLED, judge_all, read
 from cvae_jax.models import build_model
 from cvae_jax.storage import weights
-from tests.helpers import SMALL_CONFIG, assert_trees_equal, run_config
+from tests.helpers import SMALL_CONFIG, assert_trees_equal, random_params, run_config
 
 Settings = dict[str, Any]
-
-
-def make(run: RunConfig) -> Any:
-    params = build_model(run.model).init(jax.random.key(0))
-    noise = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: leaf + 0.1 * noise.standard_normal(leaf.shape, np.float32), params
-    )
 
 
 @pytest.mark.parametrize(
@@ -42,7 +33,7 @@ def test_what_is_written_is_read_to_the_bit(
     settings: Settings, small_splits: Splits, tmp_path: Path
 ) -> None:
     run = run_config(small_splits, TrainConfig(hidden_dim=8, channels=4, latent_dim=6, **settings))
-    params = make(run)
+    params = random_params(build_model(run.model))
     weights.write(tmp_path, run, params)
     found, again = weights.read(tmp_path)
     assert found == run
@@ -53,7 +44,7 @@ def test_the_original_has_the_layers_of_its_pytorch_module(
     small_splits: Splits, tmp_path: Path
 ) -> None:
     run = run_config(small_splits, TrainConfig())
-    params = make(run)
+    params = random_params(build_model(run.model))
     weights.write(tmp_path, run, params)
     layers = safetensors.numpy.load_file(tmp_path / weights.WEIGHTS)
     shapes = {name: array.shape for name, array in layers.items()}
@@ -114,7 +105,7 @@ def test_damaged_weights_are_refused_in_one_line(
     damage: str, small_splits: Splits, tmp_path: Path
 ) -> None:
     run = run_config(small_splits, SMALL_CONFIG)
-    weights.write(tmp_path, run, make(run))
+    weights.write(tmp_path, run, random_params(build_model(run.model)))
     DAMAGE[damage](tmp_path)
     with pytest.raises(CheckpointError, match=rf"^{tmp_path}.*(can't be read|is missing)") as found:
         cvae_jax.load(tmp_path)
